@@ -1,0 +1,260 @@
+//! Decides about one Disk: which host works on it, who may attach it, when its volume is removed.
+
+mod draft;
+mod host;
+mod validate;
+
+use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
+use vireo_crds::{
+    condition::{ConditionValue, kind},
+    meta, reasons,
+    v1alpha1::{Attachment, Disk, DiskPhase, ReclaimPolicy, VirtualMachine},
+};
+
+use crate::{
+    guard::{Guard, stands},
+    host::liveness::Freshness,
+    plan::{EventType, Plan, WaitFor},
+    session,
+    step::{Kind, ObjectRef, Step},
+    vm::{self, fault, validate::disk_names},
+    world::{Key, World},
+};
+
+pub(crate) use draft::Draft;
+pub(crate) use validate::spec_faults;
+
+/// The VM that owns this Disk, if one does.
+pub(crate) fn owner(disk: &Disk) -> Option<&OwnerReference> {
+    disk.metadata
+        .owner_references
+        .iter()
+        .flatten()
+        .find(|o| o.kind == Kind::VirtualMachine.as_str() && o.controller == Some(true))
+}
+
+/// What should be done about this Disk.
+pub fn plan_disk(world: &World, disk: &Disk, now: Timestamp) -> Plan {
+    let _ = now;
+    let mut plan = Plan::default();
+    let Some(subject) = ObjectRef::of(Kind::Disk, disk) else { return plan };
+    if disk.metadata.deletion_timestamp.is_some() {
+        delete(world, disk, &subject, &mut plan);
+        return plan;
+    }
+    if !disk.metadata.finalizers.iter().flatten().any(|f| f == meta::FINALIZER) {
+        plan.steps.push(Step::EnsureFinalizer { object: subject.clone() });
+    }
+    let mut draft = Draft::of(world, disk);
+    let claims = disk.status.as_ref().map(|s| s.attachments.clone()).unwrap_or_default();
+    for claim in claims.iter().filter(|claim| is_stale(world, disk, claim)) {
+        draft.unclaim(&claim.vm_uid);
+    }
+    let faults = validate::faults(world, disk);
+    if let Some(fault) = fault::leading(&faults) {
+        for fault in &faults {
+            plan.refuse(fault.reason, &fault.path, fault.message.clone());
+            if let Some(on) = &fault.waits_for {
+                plan.wait(on.clone(), fault.message.clone());
+            }
+        }
+        if draft.stored_reason(kind::ACCEPTED) != Some(fault.reason) {
+            plan.event(&subject, EventType::Warning, fault.reason, fault::text(&faults));
+        }
+        draft.refused(&faults);
+    } else if find_host(world, disk, &mut draft, &mut plan) == Next::TheVm {
+        plan.steps.extend(draft.step());
+        return plan;
+    }
+    plan.steps.extend(draft.step_if_different());
+    plan
+}
+
+/// Who has something to say about a Disk next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Next {
+    /// We, if there is anything.
+    Us,
+    /// The VM's own plan, in a moment: it claims the Disk and names the host in one write, and would collide with ours.
+    TheVm,
+}
+
+/// Names a working host where there is work and none, or one that is silent.
+fn find_host(world: &World, disk: &Disk, draft: &mut Draft<'_>, plan: &mut Plan) -> Next {
+    let present = disk.status.as_ref().and_then(|s| s.placement.as_ref()).map(|p| p.host.as_str());
+    if let Some(present) = present {
+        let is_gone = world.host(present).is_none() || world.freshness(present) == Freshness::Silent;
+        if !is_gone || !has_work(disk) {
+            return Next::Us;
+        }
+    } else if let Some(key) = vm_that_decides(world, disk) {
+        let message = format!("waits for VirtualMachine {} to get a host", key.name);
+        plan.wait(WaitFor::namespaced(Kind::VirtualMachine, &key.namespace, &key.name), message.clone());
+        // Said only if that takes time: usually the VM's own plan names the host a moment later.
+        if !world.vm(&key).is_some_and(|vm| vm::is_waiting(vm)) {
+            return Next::TheVm;
+        }
+        draft.waits(reasons::WAITING_FOR_HOST, &message);
+        return Next::Us;
+    }
+    match host::choose(world, disk) {
+        Ok(host) => draft.work_on(host),
+        Err(why) => {
+            plan.wait(WaitFor::AnyHost, why.clone());
+            plan.wait(WaitFor::cluster_scoped(Kind::StorageDomain, &disk.spec.storage_domain), why.clone());
+            if present.is_none() {
+                draft.waits(reasons::WAITING_FOR_HOST, &why);
+            }
+        }
+    }
+    Next::Us
+}
+
+/// Whether anything is left to do for a host.
+fn has_work(disk: &Disk) -> bool {
+    let Some(status) = &disk.status else { return true };
+    status.phase != Some(DiskPhase::Ready) || status.observed_generation != disk.metadata.generation
+}
+
+/// The VM whose own placement names the working host: the owner, or a user of a volume that lies on one host.
+fn vm_that_decides(world: &World, disk: &Disk) -> Option<Key> {
+    let own = Key::of(disk);
+    let shared = world.domain(&disk.spec.storage_domain).is_some_and(|d| d.spec.directory.shared);
+    let owner = owner(disk).map(|o| o.uid.as_str());
+    let decides = |vm: &VirtualMachine| {
+        let is_owner = vm.metadata.uid.as_deref() == owner && owner.is_some();
+        (is_owner || !shared) && vm::decides_for_its_disks(world, vm)
+    };
+    let mut users = world.vms_using_disk(&own).filter_map(|key| world.vm(key));
+    users.find(|vm| decides(vm)).map(|vm| Key::of(vm.as_ref()))
+}
+
+/// Whether a claim has outlived its reason: its VM no longer names the Disk and no guest can still have it open,
+/// or its VM vanished and every host has said that it does not run it.
+fn is_stale(world: &World, disk: &Disk, claim: &Attachment) -> bool {
+    let Some(vm) = world.vm_by_uid(&claim.vm_uid) else { return has_vanished(world, &claim.vm_uid) };
+    let name = disk.metadata.name.as_deref().unwrap_or_default();
+    if vm.metadata.deletion_timestamp.is_some() || disk_names(vm).iter().any(|used| used == name) {
+        return false;
+    }
+    vm::is_over(world, vm) || guest_lets_go(vm)
+}
+
+/// Whether the running guest was built from the newest spec, so that it has only what that names.
+fn guest_lets_go(vm: &VirtualMachine) -> bool {
+    let Some(status) = &vm.status else { return true };
+    let (Some(placement), Some(runtime)) = (&status.placement, &status.runtime) else { return false };
+    runtime.grant.names(&placement.grant())
+        && runtime.generation.is_some()
+        && runtime.generation == vm.metadata.generation
+        && runtime.pending_changes.is_empty()
+}
+
+/// Whether a VM that is no longer in the store runs nowhere, as every host attests.
+fn has_vanished(world: &World, vm_uid: &str) -> bool {
+    let is_orphan = |host: &vireo_crds::v1alpha1::Host| {
+        host.status.iter().flat_map(|s| &s.domains).any(|domain| domain.vm_uid == vm_uid)
+    };
+    !world.undecodable(Kind::VirtualMachine).any(|o| o.uid == vm_uid)
+        && session::all_attested(world).is_ok()
+        && world.hosts_claiming(vm_uid).next().is_none()
+        && !world.hosts().any(|(_, host)| is_orphan(host))
+}
+
+fn delete(world: &World, disk: &Disk, subject: &ObjectRef, plan: &mut Plan) {
+    if !disk.metadata.finalizers.iter().flatten().any(|f| f == meta::FINALIZER) {
+        return;
+    }
+    if world.is_terminating(Kind::Disk) {
+        plan.refuse(
+            reasons::DELETING,
+            "",
+            "the definition of Disks is being deleted: no deletion of one is obeyed",
+        );
+        return;
+    }
+    let status = disk.status.clone().unwrap_or_default();
+    let mut draft = Draft::of(world, disk);
+    if let Err((on, message)) = may_remove(world, disk, &status.attachments) {
+        plan.wait(on, message.clone());
+        draft.deleting(&message);
+        plan.steps.extend(draft.step_if_different());
+        return;
+    }
+    let domain_gone = world.domain(&disk.spec.storage_domain).is_none();
+    let stays = !matches!(disk.spec.reclaim_policy, ReclaimPolicy::Delete);
+    if status.placement.is_none() || status.phase == Some(DiskPhase::Removed) || (domain_gone && stays) {
+        plan.steps.push(Step::RemoveFinalizer { object: subject.clone(), read_first: Vec::new() });
+        return;
+    }
+    for claim in &status.attachments {
+        draft.unclaim(&claim.vm_uid);
+    }
+    let present = status.placement.as_ref().map(|p| p.host.as_str()).unwrap_or_default();
+    let lives = world.host(present).is_some() && world.freshness(present) != Freshness::Silent;
+    if !lives {
+        match host::choose(world, disk) {
+            Ok(host) => draft.work_on(host),
+            Err(why) => {
+                let message =
+                    format!("the volume cannot be removed: {why}; or set reclaimPolicy: Retain to leave it");
+                plan.wait(WaitFor::AnyHost, message.clone());
+                draft.deleting(&message);
+                plan.steps.extend(draft.step_if_different());
+                return;
+            }
+        }
+    }
+    draft.remove();
+    plan.steps.extend(draft.step_if_different());
+}
+
+/// Whether nothing can use the volume any more; else what that waits for.
+fn may_remove(world: &World, disk: &Disk, claims: &[Attachment]) -> Result<(), (WaitFor, String)> {
+    if !stands(Guard::DiskRelease) {
+        return Ok(());
+    }
+    for claim in claims {
+        let on = || WaitFor::Object {
+            kind: Kind::VirtualMachine,
+            namespace: disk.metadata.namespace.clone(),
+            name: claim.vm.clone(),
+        };
+        match world.vm_by_uid(&claim.vm_uid) {
+            None if has_vanished(world, &claim.vm_uid) => {}
+            None => {
+                return Err((
+                    WaitFor::AnyHost,
+                    format!(
+                        "VirtualMachine {} is gone, but not every host has said that it does not run it",
+                        claim.vm
+                    ),
+                ));
+            }
+            Some(vm) if !vm::is_over(world, vm) => {
+                return Err((on(), format!("VirtualMachine {} still uses it", claim.vm)));
+            }
+            Some(vm) => {
+                if let Err(blocked) = session::barrier(world, vm) {
+                    return Err((WaitFor::AnyHost, blocked.message()));
+                }
+            }
+        }
+    }
+    let is_young = world
+        .session()
+        .is_some_and(|s| disk.metadata.uid.as_deref().is_some_and(|uid| s.is_younger_than(uid)));
+    if claims.is_empty() && !is_young {
+        session::all_attested(world).map(|_| ()).map_err(|blocked| {
+            let on = if blocked == session::Blocked::NoSession { WaitFor::Session } else { WaitFor::AnyHost };
+            (on, blocked.message())
+        })?;
+    }
+    Ok(())
+}
+
+/// `Ready` for a Disk that a host has just been named for.
+fn to_be_made(host: &str) -> ConditionValue {
+    ConditionValue::no(kind::READY, reasons::PLACED, format!("{host} is about to work on it"))
+}

@@ -1,0 +1,27 @@
+//! `vireo-controller`.
+
+use clap::Parser;
+use controller::{
+    args::{Cli, Command},
+    error::{Error, chain},
+    init, run, telemetry,
+};
+
+async fn obey(cli: Cli) -> Result<(), Error> {
+    telemetry::start(&cli.log, cli.log_format)?;
+    match cli.command {
+        Command::Run(args) => run::run(args).await,
+        Command::Init(connect) => init::init(run::configuration(&connect).await?).await,
+    }
+}
+
+#[tokio::main]
+async fn main() -> std::process::ExitCode {
+    match obey(Cli::parse()).await {
+        Ok(()) => std::process::ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("vireo-controller: {}", chain(&error));
+            std::process::ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,19 @@
+//! Version v1alpha1 of every kind.
+
+mod disk;
+mod host;
+mod host_cluster;
+mod network;
+mod placement;
+mod storage_domain;
+mod virtual_machine;
+mod virtual_machine_action;
+
+pub use disk::*;
+pub use host::*;
+pub use host_cluster::*;
+pub use network::*;
+pub use placement::*;
+pub use storage_domain::*;
+pub use virtual_machine::*;
+pub use virtual_machine_action::*;

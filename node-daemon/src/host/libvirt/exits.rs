@@ -1,0 +1,165 @@
+//! Remembers how domains ended. A transient domain takes its end with it: libvirt's event is the first source, QEMU's
+//! own word for the reason the second, and for what ended while nobody listened, the last line of QEMU's log.
+
+use std::{
+    collections::HashMap,
+    fs::File,
+    io::{Read, Seek, SeekFrom},
+    path::{Path, PathBuf},
+    sync::{Mutex, MutexGuard, PoisonError},
+};
+
+use jiff::Timestamp;
+use node_plan::facts::{Exit, ExitKind};
+
+use crate::host::{DomainEvent, Lifecycle, StoppedHow};
+
+/// How much of a log's end is read.
+const TAIL_BYTES: u64 = 8192;
+/// Longest detail told.
+const MAX_DETAIL: usize = 300;
+
+/// How domains ended, by UUID.
+pub struct Exits {
+    log_dir: PathBuf,
+    inner: Mutex<Inner>,
+}
+
+#[derive(Default)]
+struct Inner {
+    ended: HashMap<String, Exit>,
+    /// QEMU's word for a shutdown under way.
+    reasons: HashMap<String, String>,
+}
+
+impl Exits {
+    /// Looks for QEMU's logs in `log_dir`.
+    pub fn new(log_dir: impl Into<PathBuf>) -> Self {
+        Self { log_dir: log_dir.into(), inner: Mutex::default() }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes in an event.
+    pub fn note(&self, uuid: &str, event: &DomainEvent, now: Timestamp) {
+        let mut inner = self.lock();
+        match event {
+            DomainEvent::ShutdownReason { reason } => {
+                inner.reasons.insert(uuid.into(), reason.clone());
+            }
+            DomainEvent::Lifecycle(Lifecycle::Started) => {
+                inner.reasons.remove(uuid);
+                inner.ended.remove(uuid);
+            }
+            DomainEvent::Lifecycle(Lifecycle::Stopped(how)) => {
+                let reason = inner.reasons.remove(uuid);
+                inner
+                    .ended
+                    .insert(uuid.into(), Exit { at: now, how: kind(*how, reason.as_deref()), detail: None });
+            }
+            _ => {}
+        }
+    }
+
+    /// Forgets how a domain ended: it is about to be started.
+    pub fn forget(&self, uuid: &str) {
+        let mut inner = self.lock();
+        inner.ended.remove(uuid);
+        inner.reasons.remove(uuid);
+    }
+
+    /// How the domain that is not there ended. Blocking: may read a log.
+    pub fn of(&self, uuid: &str, name: &str) -> Option<Exit> {
+        let known = self.lock().ended.get(uuid).cloned();
+        let needs_log = known.as_ref().is_none_or(|exit| {
+            exit.detail.is_none() && matches!(exit.how, ExitKind::Crashed | ExitKind::Failed)
+        });
+        if !needs_log {
+            return known;
+        }
+        let logged = tail(&self.log_dir.join(format!("{name}.log"))).and_then(|text| parse(&text));
+        let exit = match (known, logged) {
+            (Some(known), Some(logged)) => Exit { detail: logged.detail, ..known },
+            (known, logged) => known.or(logged)?,
+        };
+        self.lock().ended.insert(uuid.into(), exit.clone());
+        Some(exit)
+    }
+}
+
+fn kind(how: StoppedHow, reason: Option<&str>) -> ExitKind {
+    match (how, reason) {
+        (StoppedHow::Shutdown | StoppedHow::Destroyed, Some("guest-reset" | "host-qmp-system-reset")) => {
+            ExitKind::Reset
+        }
+        (StoppedHow::Shutdown, Some("guest-shutdown")) => ExitKind::PoweredOff,
+        (_, Some("guest-panic")) => ExitKind::Crashed,
+        (StoppedHow::Shutdown, _) => ExitKind::Shutdown,
+        (StoppedHow::Destroyed | StoppedHow::Migrated, _) => ExitKind::Destroyed,
+        (StoppedHow::Crashed, _) => ExitKind::Crashed,
+        (StoppedHow::Failed, _) => ExitKind::Failed,
+    }
+}
+
+fn tail(path: &Path) -> Option<String> {
+    let mut file = File::open(path).ok()?;
+    let length = file.metadata().ok()?.len();
+    file.seek(SeekFrom::Start(length.saturating_sub(TAIL_BYTES))).ok()?;
+    let mut bytes = Vec::new();
+    file.take(TAIL_BYTES).read_to_end(&mut bytes).ok()?;
+    Some(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+/// The end libvirt noted last in QEMU's log, unless a later start follows it.
+fn parse(log: &str) -> Option<Exit> {
+    let lines: Vec<&str> = log.lines().collect();
+    let last = lines
+        .iter()
+        .rposition(|line| line.contains(": shutting down, reason=") || line.contains(": starting up "))?;
+    let line = lines.get(last)?;
+    let (stamp, reason) = line.split_once(": shutting down, reason=")?;
+    let at = jiff::fmt::strtime::parse("%Y-%m-%d %H:%M:%S%.f%z", stamp.trim()).ok()?.to_timestamp().ok()?;
+    let how = match reason.trim() {
+        "shutdown" => ExitKind::Shutdown,
+        "destroyed" | "migrated" => ExitKind::Destroyed,
+        "failed" => ExitKind::Failed,
+        _ => ExitKind::Crashed,
+    };
+    let words = lines
+        .get(..last)?
+        .iter()
+        .rev()
+        .take(8)
+        .find(|line| line.contains("qemu") && !line.contains("char device redirected"));
+    let words = words.filter(|line| !line.trim_end().ends_with('\\') && !line.contains("LC_ALL="));
+    let detail = words.map(|line| line.trim().chars().take(MAX_DETAIL).collect());
+    Some(Exit { at, how, detail })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_log_tells_what_nobody_saw() {
+        let log = "2026-11-21 08:59:58.000+0000: starting up libvirt version: 11.3.0\n\
+                   qemu-system-x86_64: Could not read: Input/output error\n\
+                   2026-11-21 09:00:00.500+0000: shutting down, reason=crashed\n";
+        let exit = parse(log).unwrap();
+        assert_eq!(exit.how, ExitKind::Crashed);
+        assert_eq!(exit.at, "2026-11-21T09:00:00.5Z".parse().unwrap());
+        assert!(exit.detail.unwrap().contains("Input/output error"));
+        let restarted = format!("{log}2026-11-21 09:00:02.000+0000: starting up libvirt version: 11.3.0\n");
+        assert_eq!(parse(&restarted), None, "it has been started since");
+    }
+
+    #[test]
+    fn a_reset_that_ends_the_domain_is_not_a_shutdown() {
+        assert_eq!(kind(StoppedHow::Shutdown, Some("guest-reset")), ExitKind::Reset);
+        assert_eq!(kind(StoppedHow::Shutdown, Some("guest-shutdown")), ExitKind::PoweredOff);
+        assert_eq!(kind(StoppedHow::Shutdown, None), ExitKind::Shutdown);
+        assert_eq!(kind(StoppedHow::Destroyed, Some("host-qmp-quit")), ExitKind::Destroyed);
+    }
+}

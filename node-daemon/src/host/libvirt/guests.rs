@@ -1,0 +1,286 @@
+//! Asks running guests for addresses and facts, each on a task of its own, and remembers the answers. A guest whose
+//! agent hangs delays nobody: the facts of a pass are read from here.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    path::PathBuf,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+use tokio::sync::{Notify, mpsc::UnboundedSender};
+use tokio_util::sync::CancellationToken;
+use vireo_crds::v1alpha1::GuestFacts;
+
+use super::{
+    connection::{Connections, Lane},
+    error::LibvirtError,
+    events::{self, AddressSource},
+};
+use crate::host::{DomainEvent, HostEvent};
+
+/// Longest wait for an answer of a guest's agent, in seconds.
+const AGENT_SECONDS: i32 = 5;
+/// Pauses: while a young guest has no address, later, and once it has one.
+const EAGER: Duration = Duration::from_secs(1);
+const PATIENT: Duration = Duration::from_secs(10);
+const SETTLED: Duration = Duration::from_secs(60);
+/// How long a guest counts as young.
+const YOUNG: Duration = Duration::from_secs(180);
+/// Addresses kept per interface; the API takes no more.
+const MAX_ADDRESSES: usize = 16;
+/// Longest text a guest may tell.
+const MAX_TEXT: usize = 250;
+/// Size at which the record of a console is begun anew.
+const CONSOLE_LOG_BYTES: u64 = 4 << 20;
+
+/// What a guest tells.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Told {
+    /// Facts.
+    pub guest: Option<GuestFacts>,
+    /// Addresses by MAC.
+    pub addresses: BTreeMap<String, Vec<String>>,
+}
+
+struct Listener {
+    told: Arc<Mutex<Told>>,
+    ask: Arc<Notify>,
+    agent: Arc<Mutex<bool>>,
+    stop: CancellationToken,
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}
+
+/// The guests that run.
+pub struct Guests {
+    connections: Arc<Connections>,
+    sender: UnboundedSender<HostEvent>,
+    listeners: Mutex<HashMap<String, Listener>>,
+}
+
+impl Guests {
+    /// No guest yet.
+    pub fn new(connections: Arc<Connections>, sender: UnboundedSender<HostEvent>) -> Self {
+        Self { connections, sender, listeners: Mutex::default() }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<String, Listener>> {
+        self.listeners.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What a guest that runs has told; listens to it from now on.
+    pub fn told(&self, uuid: &str, agent_connected: bool, console_log: PathBuf) -> Told {
+        let mut listeners = self.lock();
+        let listener = listeners.entry(uuid.into()).or_insert_with(|| self.listen(uuid, console_log));
+        let mut agent = listener.agent.lock().unwrap_or_else(PoisonError::into_inner);
+        if std::mem::replace(&mut *agent, agent_connected) != agent_connected {
+            listener.ask.notify_one();
+        }
+        drop(agent);
+        listener.told.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Asks now: something happened.
+    pub fn ask(&self, uuid: &str) {
+        if let Some(listener) = self.lock().get(uuid) {
+            listener.ask.notify_one();
+        }
+    }
+
+    /// The guest is gone.
+    pub fn forget(&self, uuid: &str) {
+        self.lock().remove(uuid);
+    }
+
+    fn listen(&self, uuid: &str, console_log: PathBuf) -> Listener {
+        let listener = Listener {
+            told: Arc::default(),
+            ask: Arc::new(Notify::new()),
+            agent: Arc::default(),
+            stop: CancellationToken::new(),
+        };
+        let task = Task {
+            uuid: uuid.into(),
+            connections: Arc::clone(&self.connections),
+            sender: self.sender.clone(),
+            told: Arc::clone(&listener.told),
+            ask: Arc::clone(&listener.ask),
+            agent: Arc::clone(&listener.agent),
+            console_log,
+        };
+        let stop = listener.stop.clone();
+        tokio::spawn(async move {
+            tokio::select! {
+                () = stop.cancelled() => {}
+                () = task.run() => {}
+            }
+        });
+        listener
+    }
+}
+
+struct Task {
+    uuid: String,
+    connections: Arc<Connections>,
+    sender: UnboundedSender<HostEvent>,
+    told: Arc<Mutex<Told>>,
+    ask: Arc<Notify>,
+    agent: Arc<Mutex<bool>>,
+    console_log: PathBuf,
+}
+
+impl Task {
+    async fn run(self) {
+        let since = Instant::now();
+        loop {
+            let told = self.listen_once().await;
+            let settled = told.as_ref().is_some_and(|told| !told.addresses.is_empty());
+            if let Some(told) = told {
+                self.keep(told);
+            }
+            self.bound_console_log();
+            let pause = match (settled, since.elapsed() < YOUNG) {
+                (true, _) => SETTLED,
+                (false, true) => EAGER,
+                (false, false) => PATIENT,
+            };
+            tokio::select! {
+                () = self.ask.notified() => {}
+                () = tokio::time::sleep(pause) => {}
+            }
+        }
+    }
+
+    fn keep(&self, new: Told) {
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        if *told == new {
+            return;
+        }
+        *told = new;
+        drop(told);
+        let _ =
+            self.sender.send(HostEvent::Domain { uuid: self.uuid.clone(), event: DomainEvent::GuestChanged });
+    }
+
+    /// What the guest tells now; none if it could not be asked, and then what it told before stands.
+    async fn listen_once(&self) -> Option<Told> {
+        let agent = *self.agent.lock().unwrap_or_else(PoisonError::into_inner);
+        let uuid = self.uuid.clone();
+        let leases = self.connections.call(Lane::Queries, "guest-leases", move |conn| {
+            let domain = conn
+                .lookup_domain_by_uuid_string(&uuid)
+                .map_err(|e| LibvirtError::of("looking up a domain", e))?;
+            events::addresses(&domain, AddressSource::Leases)
+                .map_err(|e| LibvirtError::of("reading leases", e))
+        });
+        let mut addresses = leases.await.ok()?;
+        let before = self.told.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let mut guest = None;
+        if agent {
+            let uuid = self.uuid.clone();
+            let asked = self.connections.call(Lane::Jobs, "guest-agent", move |conn| {
+                let of = |e| LibvirtError::of("asking the guest agent", e);
+                let domain = conn.lookup_domain_by_uuid_string(&uuid).map_err(of)?;
+                events::set_agent_timeout(&domain, AGENT_SECONDS).map_err(of)?;
+                Ok((
+                    events::guest_info(&domain).map_err(of)?,
+                    events::addresses(&domain, AddressSource::Agent).map_err(of)?,
+                ))
+            });
+            match asked.await {
+                Ok((info, from_agent)) => {
+                    guest = Some(facts(&info));
+                    addresses.extend(
+                        from_agent
+                            .into_iter()
+                            .filter(|(_, list)| list.iter().any(|address| is_told(address))),
+                    );
+                }
+                Err(_) => guest = before.guest,
+            }
+        }
+        Some(Told { guest, addresses: tidy(addresses) })
+    }
+
+    /// Keeps the record of the console from filling the disk: libvirt appends, so emptying it is safe.
+    fn bound_console_log(&self) {
+        let too_long = std::fs::metadata(&self.console_log).is_ok_and(|file| file.len() > CONSOLE_LOG_BYTES);
+        if too_long
+            && let Err(error) = std::fs::OpenOptions::new().write(true).truncate(true).open(&self.console_log)
+        {
+            tracing::debug!(%error, "the record of a console could not be begun anew");
+        }
+    }
+}
+
+fn facts(info: &BTreeMap<String, String>) -> GuestFacts {
+    let text = |key: &str| info.get(key).map(|value| clean(value)).filter(|value| !value.is_empty());
+    GuestFacts {
+        hostname: text("hostname"),
+        os: text("os.pretty-name").or_else(|| text("os.name")),
+        kernel: text("os.kernel-release"),
+        timezone: text("timezone.name").map(|zone| zone.chars().take(64).collect()),
+    }
+}
+
+/// What a guest says is hostile until it is plain and short.
+fn clean(text: &str) -> String {
+    text.chars().filter(|c| !c.is_control()).take(MAX_TEXT).collect()
+}
+
+/// Whether an address is worth telling: not the guest's own loopback, not link-local.
+fn is_told(address: &str) -> bool {
+    match address.parse::<std::net::IpAddr>() {
+        Ok(std::net::IpAddr::V4(v4)) => !v4.is_loopback() && !v4.is_link_local() && !v4.is_unspecified(),
+        Ok(std::net::IpAddr::V6(v6)) => {
+            !v6.is_loopback() && !v6.is_unicast_link_local() && !v6.is_unspecified()
+        }
+        Err(_) => false,
+    }
+}
+
+fn tidy(addresses: BTreeMap<String, Vec<String>>) -> BTreeMap<String, Vec<String>> {
+    addresses
+        .into_iter()
+        .filter_map(|(mac, list)| {
+            let mut list: Vec<_> = list.into_iter().filter(|address| is_told(address)).collect();
+            // IPv4 first, then as they are: the same answer gives the same report.
+            list.sort_by_key(|address| (address.contains(':'), address.clone()));
+            list.dedup();
+            list.truncate(MAX_ADDRESSES);
+            (!list.is_empty()).then(|| (mac.to_lowercase(), list))
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_guest_tells_is_cut_and_cleaned() {
+        let info = BTreeMap::from([("hostname".to_owned(), format!("a\u{1b}[31m{}", "x".repeat(5000)))]);
+        let hostname = facts(&info).hostname.unwrap();
+        assert!(!hostname.contains('\u{1b}') && hostname.chars().count() <= MAX_TEXT);
+    }
+
+    #[test]
+    fn loopback_and_link_local_are_not_told() {
+        let told = tidy(BTreeMap::from([
+            (
+                "AA:BB:CC:00:00:01".into(),
+                vec!["fe80::1".into(), "2001:db8::1".into(), "10.0.0.2".into(), "junk".into()],
+            ),
+            ("aa:bb:cc:00:00:02".into(), vec!["127.0.0.1".into()]),
+        ]));
+        assert_eq!(
+            told,
+            BTreeMap::from([("aa:bb:cc:00:00:01".into(), vec!["10.0.0.2".into(), "2001:db8::1".into()])])
+        );
+    }
+}
