@@ -6,6 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{
+    defaults::{default_cluster, yes},
     placement::{GrantRef, Holding},
     virtual_machine::Architecture,
 };
@@ -49,14 +50,6 @@ pub struct HostSpec {
     /// False: no VM is placed here any more; those that run stay.
     #[serde(default = "yes")]
     pub schedulable: bool,
-}
-
-fn default_cluster() -> String {
-    "default".into()
-}
-
-fn yes() -> bool {
-    true
 }
 
 /// What a host says of itself, and what the controller says of it.

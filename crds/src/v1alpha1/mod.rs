@@ -1,5 +1,6 @@
 //! Version v1alpha1 of every kind.
 
+mod defaults;
 mod disk;
 mod host;
 mod host_cluster;
@@ -8,6 +9,8 @@ mod placement;
 mod storage_domain;
 mod virtual_machine;
 mod virtual_machine_action;
+mod virtual_machine_devices;
+mod virtual_machine_status;
 
 pub use disk::*;
 pub use host::*;
@@ -17,3 +20,5 @@ pub use placement::*;
 pub use storage_domain::*;
 pub use virtual_machine::*;
 pub use virtual_machine_action::*;
+pub use virtual_machine_devices::*;
+pub use virtual_machine_status::*;
