@@ -22,7 +22,7 @@ use crate::{
 };
 
 /// An answer that takes longer does not come.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
+pub(crate) const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// The objects of one plan as they are after the steps so far: what the next step's version is.
 #[derive(Debug, Default)]
@@ -123,18 +123,25 @@ pub async fn apply(session: &Session, step: &Step, chain: &mut Chain) -> Result<
         }
         Step::EnsureHostAccess { host } => {
             let owner = Owner { kind: Kind::Host.as_str(), name: &host.name, uid: &host.uid };
-            access::ensure_host(&session.client(), &owner).await?;
+            in_time(
+                format!("give {} its rights", item(host)),
+                access::ensure_host(&session.client(), &owner),
+            )
+            .await?;
             Outcome::Other
         }
         Step::EnsureSecretAccess { vm, host, secrets } => {
             let owner = Owner { kind: Kind::VirtualMachine.as_str(), name: &vm.name, uid: &vm.uid };
             let namespace = vm.namespace.as_deref().unwrap_or_default();
-            access::ensure_secrets(&session.client(), &owner, namespace, host, secrets).await?;
+            let what = format!("let {host} read the Secrets of {}", item(vm));
+            let client = session.client();
+            in_time(what, access::ensure_secrets(&client, &owner, namespace, host, secrets)).await?;
             Outcome::Other
         }
         Step::RemoveSecretAccess { vm } => {
-            access::remove_secrets(&session.client(), &vm.uid, vm.namespace.as_deref().unwrap_or_default())
-                .await?;
+            let (client, namespace) = (session.client(), vm.namespace.as_deref().unwrap_or_default());
+            let what = format!("take back the access to the Secrets of {}", item(vm));
+            in_time(what, access::remove_secrets(&client, &vm.uid, namespace)).await?;
             Outcome::Other
         }
     };
@@ -163,8 +170,16 @@ fn put(kind: Kind, chain: &mut Chain, answer: DynamicObject) -> Outcome {
 }
 
 async fn answer<T>(what: String, request: impl Future<Output = kube::Result<T>>) -> Result<T, Error> {
-    match tokio::time::timeout(ANSWER_TIMEOUT, request).await {
-        Ok(answer) => answer.map_err(Error::api(what)),
+    in_time(what.clone(), async { request.await.map_err(Error::api(what)) }).await
+}
+
+/// An answer that never comes must not keep the object, nor whoever looks at it, for ever.
+pub(crate) async fn in_time<T>(
+    what: String,
+    work: impl Future<Output = Result<T, Error>>,
+) -> Result<T, Error> {
+    match tokio::time::timeout(ANSWER_TIMEOUT, work).await {
+        Ok(outcome) => outcome,
         Err(_) => Err(Error::NoAnswer { what, after: ANSWER_TIMEOUT }),
     }
 }

@@ -11,6 +11,7 @@ use crate::{
     lease::Leadership,
     liveness::Clock,
     metrics::{LeaseLabel, Metrics, QueueLabel},
+    run::Settings,
     session::Session,
 };
 
@@ -36,6 +37,8 @@ pub struct Context {
     pub client: Client,
     /// Unique name of this process.
     pub identity: String,
+    /// Seconds after which a watch is reopened.
+    pub watch_seconds: u32,
     /// Events.
     pub events: Events,
     /// Metrics.
@@ -51,14 +54,15 @@ impl Context {
     pub fn new(
         config: Config,
         client: Client,
-        identity: String,
+        settings: &Settings,
         leadership: watch::Receiver<Leadership>,
     ) -> Arc<Self> {
         Arc::new(Self {
-            events: Events::new(client.clone(), &identity),
+            events: Events::new(client.clone(), &settings.identity),
             config,
             client,
-            identity,
+            identity: settings.identity.clone(),
+            watch_seconds: settings.watch_seconds,
             metrics: Metrics::default(),
             leadership,
             clock: Mutex::default(),

@@ -6,7 +6,7 @@ use kube::{
     runtime::events::{Event, EventType, Recorder, Reporter},
 };
 
-use crate::error::chain;
+use crate::{apply::ANSWER_TIMEOUT, error::chain};
 
 /// Longest note the API accepts.
 const MAX_NOTE: usize = 1024;
@@ -36,8 +36,14 @@ impl Events {
         };
         let recorder = self.recorder.clone();
         tokio::spawn(async move {
-            if let Err(error) = recorder.publish(&event, &regarding).await {
-                tracing::debug!(error = %chain(&error), reason = event.reason, "an Event could not be written");
+            let published = recorder.publish(&event, &regarding);
+            // An Event nobody answers for is given up, or such tasks would gather.
+            match tokio::time::timeout(ANSWER_TIMEOUT, published).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => {
+                    tracing::debug!(error = %chain(&error), reason = event.reason, "an Event could not be written");
+                }
+                Err(_) => tracing::debug!(reason = event.reason, "an Event was not answered"),
             }
         });
     }

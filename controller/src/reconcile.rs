@@ -12,7 +12,7 @@ use tokio::{task::JoinSet, time::Instant};
 use tracing::Instrument;
 
 use crate::{
-    apply::{Chain, apply},
+    apply::{Chain, apply, in_time},
     certificates,
     error::{Error, RetryClass, chain, retry_after},
     kinds::{self, Item},
@@ -92,7 +92,8 @@ async fn act(session: &Session, work: &Work) -> Result<Option<Duration>, Error> 
         Work::Object(item) => reconcile(session, item).await,
         Work::Certificate(name) => {
             if let Some(request) = session.request(name) {
-                certificates::act(&session.client(), &request).await?;
+                let what = format!("answer CertificateSigningRequest {name}");
+                in_time(what, certificates::act(&session.client(), &request)).await?;
             }
             lock(&session.backoffs).remove(work);
             Ok(None)

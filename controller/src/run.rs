@@ -35,7 +35,13 @@ pub struct Settings {
     pub workers: usize,
     /// Unique name of this process.
     pub identity: String,
+    /// Seconds after which a watch is reopened, at its last version. One that stays silent for five seconds longer is
+    /// not believed: so a stream that stalls without closing is noticed.
+    pub watch_seconds: u32,
 }
+
+/// Of [`Settings::watch_seconds`], unless a test is in a hurry.
+pub const WATCH_SECONDS: u32 = 60;
 
 /// A running controller.
 pub struct Running {
@@ -59,6 +65,7 @@ pub async fn run(args: RunArgs) -> Result<(), Error> {
         timing: args.timing().checked()?,
         workers: usize::from(args.workers),
         identity: identity(),
+        watch_seconds: WATCH_SECONDS,
     };
     let shutdown = CancellationToken::new();
     stop_on_signals(&shutdown)?;
@@ -83,7 +90,7 @@ pub async fn start(
     let client = Client::try_from(config.clone())
         .map_err(|e| Error::Connect { server: config.cluster_url.to_string(), source: Box::new(e) })?;
     let (publish, leadership) = watch::channel(Leadership::default());
-    let context = Context::new(config, client.clone(), settings.identity.clone(), leadership);
+    let context = Context::new(config, client.clone(), &settings, leadership);
     let (listener, address) = http::bind(settings.http).await?;
 
     let task = tokio::spawn(async move {

@@ -38,6 +38,8 @@ use crate::{
 
 /// How long the first lists may take.
 const LIST_TIMEOUT: Duration = Duration::from_secs(120);
+/// How long all that comes before a session's first decision may take.
+const OPEN_TIMEOUT: Duration = Duration::from_secs(150);
 
 /// What the queue holds.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -88,7 +90,10 @@ impl Session {
             ended: CancellationToken::new(),
             why: OnceLock::new(),
         });
-        let opened = session.begin().await;
+        // Each question before the lists too may stay without an answer on a connection that looks alive.
+        let opened = tokio::time::timeout(OPEN_TIMEOUT, session.begin()).await.unwrap_or_else(|_| {
+            Err(Error::NoAnswer { what: "open a placement session".into(), after: OPEN_TIMEOUT })
+        });
         if let Err(error) = &opened {
             session.end(&error.to_string());
         }

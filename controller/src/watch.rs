@@ -178,6 +178,8 @@ async fn follow<K>(
 ) where
     K: Resource + Clone + DeserializeOwned + Debug + Send + 'static,
 {
+    // The time-out is what notices a stream that stalls: kube believes it for a few seconds longer and reopens it.
+    let config = config.timeout(session.context().watch_seconds);
     let mut events = std::pin::pin!(watcher(api, config));
     let counter = session.context().metrics.watch_events.get_or_create_owned(&KindLabel { kind });
     let mut newest = 0_u64;

@@ -5,7 +5,7 @@ use std::{future::Future, time::Duration};
 use anyhow::{Context, Result, ensure};
 use controller::{
     lease::Timing,
-    run::{Running, Settings, start},
+    run::{Running, Settings, WATCH_SECONDS, start},
 };
 use k8s_openapi::{
     ByteString,
@@ -84,7 +84,13 @@ impl Controller {
             let _ = controller::telemetry::start(&filter, controller::args::LogFormat::Text);
         }
         let identity = format!("{identity}-{}", jiff::Timestamp::now().as_nanosecond());
-        let settings = Settings { http: ([127, 0, 0, 1], 0).into(), timing: TIMING, workers: 8, identity };
+        let settings = Settings {
+            http: ([127, 0, 0, 1], 0).into(),
+            timing: TIMING,
+            workers: 8,
+            identity,
+            watch_seconds: WATCH_SECONDS,
+        };
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
         let shutdown = CancellationToken::new();
         let running = runtime.spawn(start(config, settings, shutdown.clone())).await??;

@@ -1,7 +1,7 @@
 //! Storage and networks of this host: the real workers, or those of a host in memory. Passes the picture on and hands
 //! back readiness; decides nothing.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use kube::{Client, ResourceExt};
 use tokio::sync::watch;
@@ -13,9 +13,18 @@ use crate::{
     host::memory_storage,
     network::{NetworkInput, Networks, NetworksConfig, nat::NatHost},
     objects::Objects,
-    report::Reporter,
+    report::{Reporter, WriteError},
     storage::{Storage, StorageConfig, StorageInput},
 };
+
+/// Pauses between attempts to report a Disk of a host in memory.
+const PROVISION_PAUSES: [Duration; 5] = [
+    Duration::from_secs(1),
+    Duration::from_secs(2),
+    Duration::from_secs(4),
+    Duration::from_secs(8),
+    Duration::from_secs(16),
+];
 
 /// Which workers.
 #[derive(Clone)]
@@ -118,10 +127,15 @@ impl Backing {
                         let local = domains.iter().any(|domain| {
                             domain.name_any() == disk.spec.storage_domain && !domain.spec.directory.shared
                         });
-                        if let Err(error) =
-                            memory_storage::provision(&client, &reporter, &name, &disk, local).await
-                        {
-                            tracing::debug!(%error, "a Disk of a host in memory was not reported");
+                        for pause in PROVISION_PAUSES {
+                            match memory_storage::provision(&client, &reporter, &name, &disk, local).await {
+                                // One that has changed or is gone comes again by the watch, or never.
+                                Ok(()) | Err(WriteError::Conflict(_) | WriteError::Gone(_)) => break,
+                                Err(error) => {
+                                    tracing::debug!(%error, "a Disk of a host in memory was not reported");
+                                }
+                            }
+                            tokio::time::sleep(pause).await;
                         }
                     }
                 });

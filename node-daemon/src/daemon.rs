@@ -27,6 +27,7 @@ use crate::{
     join::{self, NodeConfig},
     network::nat::LibvirtNat,
     run::{Daemon, Options},
+    watch::WATCH_SECONDS,
 };
 
 /// Where things are when nobody says otherwise.
@@ -114,6 +115,7 @@ pub async fn run(args: RunArgs) -> Result<()> {
         boot_id: None,
         public_key_sha256,
         http: Some(http),
+        watch_seconds: WATCH_SECONDS,
     })?;
     let _ = sd_notify::notify(&[NotifyState::Ready]);
     let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);

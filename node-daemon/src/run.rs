@@ -63,6 +63,8 @@ pub struct Options {
     pub public_key_sha256: String,
     /// Where to serve health and metrics.
     pub http: Option<http::Listen>,
+    /// Seconds after which a watch is reopened; [`crate::watch::WATCH_SECONDS`], unless a test is in a hurry.
+    pub watch_seconds: u32,
 }
 
 /// Why a daemon cannot start.
@@ -146,8 +148,13 @@ async fn go(
     let (wake, wakes) = mpsc::unbounded_channel();
     let objects = Arc::new(Objects::new(&options.host, wake));
     let reporter = Arc::new(Reporter::new(options.client.clone(), &options.host, Arc::clone(&metrics)));
-    let watches =
-        Watches::start(options.client.clone(), Arc::clone(&objects), Arc::clone(&metrics), stop.clone());
+    let watches = Watches::start(
+        options.client.clone(),
+        Arc::clone(&objects),
+        Arc::clone(&metrics),
+        options.watch_seconds,
+        stop.clone(),
+    );
     let report = watch::Sender::new(HostReport {
         public_key_sha256: options.public_key_sha256.clone(),
         ..HostReport::default()

@@ -32,9 +32,9 @@ use crate::{
     objects::{Key, Objects},
 };
 
-/// Seconds after which a watch is reopened, at its last resourceVersion; also bounds how long a dead connection is
-/// believed.
-const WATCH_SECONDS: u32 = 120;
+/// Seconds after which a watch is reopened, at its last resourceVersion. One that stays silent for five seconds longer
+/// is not believed: so a connection that is dead, or a stream that stalls without closing, is noticed.
+pub const WATCH_SECONDS: u32 = 60;
 
 /// What a watch says.
 pub enum Seen<K> {
@@ -78,6 +78,7 @@ pub struct Watches {
     objects: Arc<Objects>,
     metrics: Arc<Metrics>,
     restart: watch::Sender<u64>,
+    seconds: u32,
     stop: CancellationToken,
     disk_refs: Mutex<HashMap<Key, CancellationToken>>,
 }
@@ -88,6 +89,7 @@ impl Watches {
         client: Client,
         objects: Arc<Objects>,
         metrics: Arc<Metrics>,
+        seconds: u32,
         stop: CancellationToken,
     ) -> Arc<Self> {
         let host = objects.host_name().to_owned();
@@ -96,11 +98,12 @@ impl Watches {
             objects,
             metrics,
             restart: watch::Sender::new(0),
+            seconds,
             stop,
             disk_refs: Mutex::default(),
         });
-        let placed = || watcher::Config::default().fields(&format!("status.placement.host={host}"));
-        let named = |name: &str| watcher::Config::default().fields(&format!("metadata.name={name}"));
+        let placed = || this.config().fields(&format!("status.placement.host={host}"));
+        let named = |name: &str| this.config().fields(&format!("metadata.name={name}"));
         let c = || this.client.clone();
         let (vms, of_vms) = (Api::all(c()), Arc::clone(&this.objects));
         this.follow_by_generation::<VirtualMachine>(
@@ -110,25 +113,19 @@ impl Watches {
             move |seen, generation| of_vms.see_vms(seen, generation),
         );
         this.follow::<Disk>("Disk", Api::all(c()), placed(), Objects::see_disks);
-        let acts = watcher::Config::default().fields(&format!("status.host={host}"));
+        let acts = this.config().fields(&format!("status.host={host}"));
         this.follow::<VirtualMachineAction>("VirtualMachineAction", Api::all(c()), acts, Objects::see_acts);
         this.follow::<Host>("Host", Api::all(c()), named(&host), Objects::see_host);
-        this.follow::<Network>("Network", Api::all(c()), watcher::Config::default(), Objects::see_networks);
-        this.follow::<StorageDomain>(
-            "StorageDomain",
-            Api::all(c()),
-            watcher::Config::default(),
-            Objects::see_domains,
-        );
-        this.follow::<HostCluster>(
-            "HostCluster",
-            Api::all(c()),
-            watcher::Config::default(),
-            Objects::see_clusters,
-        );
+        this.follow::<Network>("Network", Api::all(c()), this.config(), Objects::see_networks);
+        this.follow::<StorageDomain>("StorageDomain", Api::all(c()), this.config(), Objects::see_domains);
+        this.follow::<HostCluster>("HostCluster", Api::all(c()), this.config(), Objects::see_clusters);
         let session = Api::namespaced(c(), SYSTEM_NAMESPACE);
         this.follow::<Lease>("session Lease", session, named(SESSION_LEASE), Objects::see_session);
         this
+    }
+
+    fn config(&self) -> watcher::Config {
+        watcher::Config::default().timeout(self.seconds)
     }
 
     /// Drops every connection and lists everything anew: after an outage, and when a new session begins.
@@ -161,7 +158,7 @@ impl Watches {
             }
             let stop = self.stop.child_token();
             refs.insert(key.clone(), stop.clone());
-            let config = watcher::Config::default().fields(&format!("metadata.name={}", key.1));
+            let config = self.config().fields(&format!("metadata.name={}", key.1));
             let api = Api::<DeserializeGuard<Disk>>::namespaced(self.client.clone(), &key.0);
             let (objects, key) = (Arc::clone(&self.objects), key.clone());
             let see = move |seen, _| objects.see_disk_ref(&key, seen);
@@ -214,7 +211,7 @@ async fn follow<K>(
     let mut failing = false;
     loop {
         let generation = *restart.borrow_and_update();
-        let stream = watcher(api.clone(), config.clone().timeout(WATCH_SECONDS)).backoff(Pauses::default());
+        let stream = watcher(api.clone(), config.clone()).backoff(Pauses::default());
         let mut stream = std::pin::pin!(stream);
         let mut listing = Vec::new();
         loop {

@@ -230,12 +230,13 @@ impl ApiServer {
     /// What a client needs that speaks as `user`.
     pub async fn config(&self, user: User<'_>) -> Result<Config> {
         let kubeconfig = Kubeconfig::read_from(self.kubeconfig())?;
-        let mut config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?;
-        if let Some((name, groups)) = user.impersonated() {
-            config.auth_info.impersonate = Some(name);
-            config.auth_info.impersonate_groups = Some(groups);
-        }
-        Ok(config)
+        let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?;
+        Ok(speak_as(config, user))
+    }
+
+    /// Process id; none while it is stopped.
+    pub fn pid(&self) -> Option<i32> {
+        self.process.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map(|process| process.pid)
     }
 
     /// A client that speaks as `user`.
@@ -244,8 +245,18 @@ impl ApiServer {
     }
 }
 
+/// The administrator's configuration, speaking as `user`.
+pub fn speak_as(mut config: Config, user: User<'_>) -> Config {
+    if let Some((name, groups)) = user.impersonated() {
+        config.auth_info.impersonate = Some(name);
+        config.auth_info.impersonate_groups = Some(groups);
+    }
+    config
+}
+
 impl User<'_> {
-    fn impersonated(self) -> Option<(String, Vec<String>)> {
+    /// Name and groups to speak under; none for the administrator.
+    pub fn impersonated(self) -> Option<(String, Vec<String>)> {
         let group = |namespace: &str| {
             [
                 "system:serviceaccounts".to_owned(),

@@ -2,7 +2,10 @@
 
 pub mod apiserver;
 pub mod fake_host;
+pub mod faulty_api;
+pub mod fleet;
 pub mod lab;
+pub mod requests;
 pub mod sim;
 pub mod wait;
 

@@ -13,7 +13,7 @@ use kube::{
 use live::{Counts, Fleet, LIMIT, run, show, since, writes};
 use node_daemon::host::memory::MemoryConfig;
 use serde_json::{Value, json};
-use system_tests::{apiserver::shared, wait::until};
+use system_tests::{apiserver::shared, requests::is_summary, wait::until};
 use vireo_crds::{
     condition,
     v1alpha1::{Disk, VirtualMachine},
@@ -27,11 +27,6 @@ const EXISTING_DISK: u64 = 5;
 const TEMPLATE_DISK: u64 = EXISTING_DISK + 3;
 /// Role and RoleBinding.
 const SECRET: u64 = EXISTING_DISK + 2;
-
-/// Texts for `kubectl get` that sum up many VMs: written at most every ten seconds, however many there are.
-fn is_summary(what: &str) -> bool {
-    what.ends_with(" hosts/status") || what.ends_with(" hostclusters/status")
-}
 
 async fn existing_disk(fleet: &Fleet, name: &str) -> Result<()> {
     let api: Api<Disk> = Api::namespaced(fleet.admin.clone(), "writes");

@@ -2,20 +2,14 @@
 //! so that it can be stopped as SIGTERM does, or killed. The hosts in memory live on without their daemons.
 #![allow(dead_code, reason = "each test binary uses its own part of this")]
 
-use std::{
-    collections::BTreeMap,
-    future::Future,
-    io::Write as _,
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use std::{collections::BTreeMap, future::Future, io::Write as _, sync::Arc, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 use controller::{
     lease::Timing,
-    run::{Running, Settings, start},
+    run::{Running, Settings, WATCH_SECONDS, start},
 };
-use http::{Method, Request};
+use http::Request;
 use k8s_openapi::api::coordination::v1::Lease;
 use kube::{
     Api, Client, ResourceExt,
@@ -28,8 +22,10 @@ use node_daemon::{
     run::{Daemon, Options},
 };
 use serde_json::json;
+pub use system_tests::requests::{Counts, since, writes};
 use system_tests::{
     apiserver::{ApiServer, Stop, User, shared},
+    requests::Tally,
     wait::until,
 };
 use tokio::runtime::Runtime;
@@ -43,7 +39,7 @@ use vireo_crds::{
 
 pub const LIMIT: Duration = Duration::from_secs(60);
 /// Shorter than in production, so that a killed leader's Lease runs out in seconds.
-const TIMING: Timing = Timing {
+pub const TIMING: Timing = Timing {
     duration: Duration::from_secs(3),
     renew_deadline: Duration::from_secs(2),
     retry_period: Duration::from_millis(400),
@@ -87,85 +83,6 @@ async fn end(runtime: Runtime) -> Result<()> {
     Ok(tokio::task::spawn_blocking(move || runtime.shutdown_timeout(Duration::from_secs(1))).await?)
 }
 
-/// Requests by what they ask for: `PATCH virtualmachines/status`.
-pub type Counts = BTreeMap<String, u64>;
-
-/// What came on top between two counts.
-pub fn since(before: &Counts, after: &Counts) -> Counts {
-    let more =
-        after.iter().map(|(what, count)| (what.clone(), count - before.get(what).copied().unwrap_or(0)));
-    more.filter(|(_, count)| *count > 0).collect()
-}
-
-/// Successful and refused writes so far, Leases and dry runs aside, as the API server counts them.
-pub async fn writes(client: &Client) -> Result<Counts> {
-    let text = client.request_text(Request::get("/metrics").body(Vec::new())?).await?;
-    let mut counts = Counts::new();
-    for line in text.lines().filter(|line| line.starts_with("apiserver_request_total{")) {
-        let label = |name: &str| {
-            line.split_once(&format!("{name}=\""))
-                .and_then(|(_, rest)| rest.split('"').next())
-                .unwrap_or_default()
-        };
-        let mutates =
-            ["POST", "PUT", "PATCH", "APPLY", "DELETE", "DELETECOLLECTION"].contains(&label("verb"));
-        // Reviews are questions that happen to be posted; tokens are what the API server's own controllers take for themselves.
-        if !mutates
-            || label("resource") == "leases"
-            || label("resource").ends_with("reviews")
-            || label("subresource") == "token"
-            || !label("dry_run").is_empty()
-        {
-            continue;
-        }
-        let (resource, subresource) = (label("resource"), label("subresource"));
-        let what =
-            if subresource.is_empty() { resource.to_owned() } else { format!("{resource}/{subresource}") };
-        let count = line.rsplit(' ').next().and_then(|n| n.parse::<f64>().ok()).unwrap_or(0.0);
-        *counts.entry(format!("{} {what}", label("verb"))).or_default() += count as u64;
-    }
-    Ok(counts)
-}
-
-/// Counts the writes one client sends.
-#[derive(Clone, Default)]
-struct Tally(Arc<Mutex<Counts>>);
-
-impl Tally {
-    fn count(&self, request: &Request<Body>) {
-        let applies = request
-            .headers()
-            .get("content-type")
-            .is_some_and(|kind| kind.to_str().unwrap_or_default().starts_with("application/apply-patch"));
-        let verb = match *request.method() {
-            Method::GET | Method::HEAD => return,
-            Method::PATCH if applies => "APPLY",
-            ref other => other.as_str(),
-        };
-        let path: Vec<&str> = request.uri().path().trim_matches('/').split('/').collect();
-        // After api/VERSION or apis/GROUP/VERSION, and namespaces/NAMESPACE if there is one.
-        let rest = path.get(if path.first() == Some(&"api") { 2 } else { 3 }..).unwrap_or_default();
-        let rest = if rest.len() > 2 && rest.first() == Some(&"namespaces") {
-            rest.get(2..).unwrap_or_default()
-        } else {
-            rest
-        };
-        let resource = rest.first().copied().unwrap_or_default();
-        if resource == "leases" {
-            return;
-        }
-        let what = rest
-            .get(2)
-            .map_or_else(|| resource.to_owned(), |subresource| format!("{resource}/{subresource}"));
-        *self
-            .0
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .entry(format!("{verb} {what}"))
-            .or_default() += 1;
-    }
-}
-
 /// A controller in this process.
 pub struct Controller {
     runtime: Option<Runtime>,
@@ -176,7 +93,13 @@ pub struct Controller {
 impl Controller {
     pub async fn start(server: &ApiServer) -> Result<Self> {
         let identity = format!("test-{}", jiff::Timestamp::now().as_nanosecond());
-        let settings = Settings { http: ([127, 0, 0, 1], 0).into(), timing: TIMING, workers: 8, identity };
+        let settings = Settings {
+            http: ([127, 0, 0, 1], 0).into(),
+            timing: TIMING,
+            workers: 8,
+            identity,
+            watch_seconds: WATCH_SECONDS,
+        };
         let config = server.config(User::Controller).await?;
         let runtime = runtime()?;
         let shutdown = CancellationToken::new();
@@ -258,6 +181,7 @@ impl Node {
                 boot_id: Some(format!("boot-of-{}", self.name)),
                 public_key_sha256: "0".repeat(64),
                 http: None,
+                watch_seconds: node_daemon::watch::WATCH_SECONDS,
             }
         };
         let daemon = runtime.spawn(async move { Daemon::start(options) }).await??;
@@ -290,7 +214,7 @@ impl Node {
 
     /// Writes its daemons have sent so far.
     pub fn sent(&self) -> Counts {
-        self.tally.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.tally.counts()
     }
 }
 
