@@ -2,11 +2,12 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help check-toolchains deps tools build images quickstart down test bench generate bless image install-single uninstall-single fmt
+.PHONY: help check-toolchains deps tools build images quickstart down test bench bench-scale soak generate bless image install-single uninstall-single fmt
 
 TOOLS := target/tools
 BIN := target/release
 JOBS ?= 2
+MINUTES ?= 30
 
 help: ## Show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -39,6 +40,14 @@ test: deps tools build images ## Run every check and test
 
 bench: deps tools build images ## Measure Vireo against bare libvirt on this machine
 	@cargo run --locked --release -q -j$(JOBS) -p system-tests --bin bench
+
+bench-scale: tools ## Measure many VMs on many hosts in memory: times, writes, memory; writes docs/performance
+	@cargo build --locked --release -j$(JOBS) -p controller -p system-tests --bin vireo-controller --bin hollow-fleet --bin bench-scale
+	@$(BIN)/bench-scale $(ARGS)
+
+soak: tools ## Half an hour of churn on many hosts in memory, looking for leaks (MINUTES=30)
+	@cargo build --locked --release -j$(JOBS) -p controller -p system-tests --bin vireo-controller --bin hollow-fleet --bin soak
+	@$(BIN)/soak --minutes $(MINUTES)
 
 generate: check-toolchains ## Write CRDs, policies and references from the types
 	@cargo xtask gen

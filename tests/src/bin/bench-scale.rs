@@ -201,7 +201,10 @@ fn publish(figures: &Figures, tables: &str) -> Result<()> {
     let document = fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
     let (head, rest) = document.split_once(BEGIN).context("scale.md has lost its first marker")?;
     let (_, tail) = rest.split_once(END).context("scale.md has lost its second marker")?;
-    fs::write(path, format!("{head}{BEGIN}\n{tables}{END}{tail}"))?;
+    fs::write(
+        path,
+        format!("{head}{BEGIN}\n![VMs running after their creation](scale.svg)\n\n{tables}{END}{tail}"),
+    )?;
     eprintln!("written: {}", Path::new("docs/performance").display());
     Ok(())
 }
