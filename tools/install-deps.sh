@@ -20,7 +20,7 @@ ca-certificates curl gcc git jq libc6-dev make openssl pkg-config xz-utils zstd
 dnsmasq-base iproute2 iputils-ping kmod libvirt-clients libvirt-daemon-config-nwfilter
 libvirt-daemon-driver-qemu libvirt-daemon-system libvirt-dev nftables ovmf procps
 qemu-system-x86 qemu-utils swtpm swtpm-tools util-linux
-openssh-client
+openssh-client g++ systemd-container
 binutils cpio dosfstools e2fsprogs fdisk mmdebstrap mtools
 genisoimage libxml2-utils socat xorriso
 "

@@ -6,11 +6,14 @@ cd "$(dirname "$0")/.."
 die() { echo "install-single: $*" >&2; exit 1; }
 step() { printf '== %s\n' "$*"; }
 
+[ "$(id -u)" = 0 ] || die "run as root"
 [ -d /run/systemd/system ] || die "this machine was not booted with systemd; try 'make quickstart' instead"
 host=$(hostname -s | tr '[:upper:]' '[:lower:]')
 [[ $host =~ ^[a-z0-9]([-a-z0-9]*[a-z0-9])?$ ]] || die "the host name '$host' is no valid Host name: use letters, digits and '-'"
 data=/var/lib/vireo-standalone
 export KUBECONFIG=$data/admin.kubeconfig
+# Caches of kubectl and helm go where the next boot forgets them.
+export KUBECACHEDIR=/run/vireo-install HELM_CACHE_HOME=/run/vireo-install HELM_CONFIG_HOME=/run/vireo-install HELM_DATA_HOME=/run/vireo-install
 
 step "binaries to /usr/local/bin"
 for binary in target/release/vireo-controller target/release/vireo-node target/tools/vireo-standalone; do
@@ -24,11 +27,39 @@ ln -sfn /usr/local/bin/vireo-standalone /usr/local/share/vireo/kubectl
 kubectl=/usr/local/share/vireo/kubectl
 command -v kubectl >/dev/null || ln -s /usr/local/share/vireo/kubectl /usr/local/bin/kubectl
 
+# What was different before, as commands for uninstall-single.
+undo=/usr/local/share/vireo/undo
+remember() { printf '%s\n' "$*" >> "$undo"; }
+is_enabled() { [ "$(systemctl is-enabled "$1" 2>/dev/null)" = enabled ]; }
+
 step "libvirt"
-systemctl disable --now libvirt-guests.service 2>/dev/null || true
-systemctl mask sleep.target suspend.target hibernate.target hybrid-sleep.target >/dev/null 2>&1
-systemctl enable --now libvirtd.socket >/dev/null 2>&1 || systemctl enable --now virtqemud.socket virtnetworkd.socket >/dev/null 2>&1 \
-  || die "neither libvirtd.socket nor virtqemud.socket can be enabled"
+if is_enabled libvirt-guests.service; then
+  remember systemctl enable libvirt-guests.service
+  systemctl disable --now libvirt-guests.service >/dev/null 2>&1
+fi
+for target in sleep suspend hibernate hybrid-sleep; do
+  if [ "$(systemctl is-enabled $target.target 2>/dev/null)" != masked ]; then
+    remember systemctl unmask $target.target
+    systemctl mask $target.target >/dev/null 2>&1
+  fi
+done
+if systemctl cat libvirtd.socket >/dev/null 2>&1; then
+  libvirt=libvirtd sockets=(libvirtd.socket)
+elif systemctl cat virtqemud.socket >/dev/null 2>&1; then
+  libvirt=virtqemud sockets=(virtqemud.socket virtnetworkd.socket)
+else
+  die "there is no libvirt: run 'make deps'"
+fi
+# A machine that rebooted is known by its UUID. Where the firmware has none, libvirt makes up one at each start.
+if [ ! -s /sys/class/dmi/id/product_uuid ] && ! grep -qsE '^ *host_uuid' /etc/libvirt/$libvirt.conf; then
+  remember "sed -i '/^host_uuid = .* # by install-single$/d' /etc/libvirt/$libvirt.conf"
+  printf 'host_uuid = "%s" # by install-single\n' "$(cat /proc/sys/kernel/random/uuid)" >> /etc/libvirt/$libvirt.conf
+  systemctl try-restart $libvirt.service
+fi
+for socket in "${sockets[@]}"; do
+  is_enabled "$socket" || remember systemctl disable "$socket"
+  systemctl enable --now "$socket" >/dev/null 2>&1 || die "$socket cannot be enabled: see 'journalctl -u $socket'"
+done
 
 step "API server"
 install -m 0644 standalone/vireo-standalone.service /etc/systemd/system/vireo-standalone.service
@@ -110,7 +141,7 @@ kind: Host
 metadata: {name: $host}
 spec: {cluster: default, address: 127.0.0.1}
 MANIFEST
-if [ -e /etc/vireo/node.yaml ]; then
+if systemctl -q is-enabled vireo-node.service 2>/dev/null; then
   systemctl restart vireo-node.service
 else
   "$kubectl" wait --for=create "serviceaccount/host-$host" --namespace vireo-hosts --timeout=60s >/dev/null

@@ -88,6 +88,7 @@ pub async fn run(args: CheckArgs) -> Result<(), JoinError> {
 pub async fn look(uri: &str) -> Vec<Finding> {
     let mut findings = vec![root()];
     findings.extend(libvirt(uri).await);
+    findings.push(identity(Path::new("/")));
     findings.push(accelerator());
     findings.extend(tools());
     findings.push(guests_service());
@@ -166,6 +167,29 @@ async fn libvirt(uri: &str) -> Vec<Finding> {
 
 fn shown(version: u32) -> String {
     format!("{}.{}.{}", version / 1_000_000, version / 1000 % 1000, version % 1000)
+}
+
+/// By its UUID a machine that rebooted is told from another one. Where the firmware has none, libvirt makes up a new one
+/// each time it starts, unless it was given one.
+fn identity(root: &Path) -> Finding {
+    const NAME: &str = "identity";
+    let read = |path: &str| std::fs::read_to_string(root.join(path)).unwrap_or_default();
+    if !read("sys/class/dmi/id/product_uuid").trim().is_empty() {
+        return Finding::ok(NAME, "the firmware has a UUID");
+    }
+    let given = ["etc/libvirt/libvirtd.conf", "etc/libvirt/virtqemud.conf"]
+        .into_iter()
+        .any(|path| read(path).lines().any(|line| line.trim_start().starts_with("host_uuid")));
+    if given {
+        return Finding::ok(NAME, "libvirt was given a UUID");
+    }
+    Finding::warning(
+        NAME,
+        "the firmware has no UUID and libvirt was given none: after a reboot this looks like another machine, and \
+         its VMs wait until somebody confirms that they stopped",
+        "write `host_uuid = \"...\"`, with a UUID made once, into /etc/libvirt/libvirtd.conf (or virtqemud.conf) \
+         and restart libvirt",
+    )
 }
 
 fn accelerator() -> Finding {
@@ -265,6 +289,24 @@ mod tests {
         let findings = libvirt("test:///default").await;
         assert!(findings.iter().any(|f| f.subject == "libvirt" && f.level == Level::Ok), "{findings:?}");
         assert_eq!(shown(11_003_000), "11.3.0");
+    }
+
+    #[test]
+    fn a_machine_without_a_lasting_uuid_is_warned_about() {
+        let root = tempfile::tempdir().unwrap();
+        let put = |path: &str, text: &str| {
+            let path = root.path().join(path);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, text).unwrap();
+        };
+        assert_eq!(identity(root.path()).level, Level::Warning);
+        put("etc/libvirt/libvirtd.conf", "#host_uuid = \"00000000-0000-0000-0000-000000000000\"\n");
+        assert_eq!(identity(root.path()).level, Level::Warning);
+        put("etc/libvirt/virtqemud.conf", "host_uuid_source = \"machine-id\"\n");
+        assert_eq!(identity(root.path()).level, Level::Ok);
+        std::fs::remove_file(root.path().join("etc/libvirt/virtqemud.conf")).unwrap();
+        put("sys/class/dmi/id/product_uuid", "6f9d8f3e-0000-4000-8000-000000000001\n");
+        assert_eq!(identity(root.path()).level, Level::Ok);
     }
 
     #[test]

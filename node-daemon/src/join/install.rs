@@ -131,10 +131,20 @@ WantedBy=multi-user.target
 pub fn start(new_hook: bool) -> Result<(), JoinError> {
     systemctl(&["daemon-reload"])?;
     if new_hook {
-        systemctl(&["try-restart", "libvirtd.service", "virtqemud.service"])?;
+        // A machine has one of the two, and naming a unit that is not there is an error even to try-restart.
+        for unit in ["libvirtd.service", "virtqemud.service"].into_iter().filter(|unit| is_active(unit)) {
+            systemctl(&["restart", unit])?;
+        }
     }
     systemctl(&["enable", "vireo-node.service"])?;
     systemctl(&["restart", "vireo-node.service"])
+}
+
+fn is_active(unit: &str) -> bool {
+    Command::new("systemctl")
+        .args(["--quiet", "is-active", unit])
+        .status()
+        .is_ok_and(|status| status.success())
 }
 
 fn systemctl(args: &[&str]) -> Result<(), JoinError> {
