@@ -73,6 +73,9 @@ suite sim "both planners under faults, in simulated histories" cargo_test -p sys
 suite api "against the real API server" cargo_test -p system-tests "${api_tests[@]}"
 suite lab "hosts in namespaces, guest images, real guests" lab_tests
 by_hand lab-more "the rest of the lab's tests with real guests, about half an hour" lab_more_tests
+by_hand fuzz "every reader of what others wrote, with random input, 15 s each" tools/fuzz.sh
+grep -hs ' executions, ' "$logs/fuzz.log" | sed 's/^/  /' || true
+suite install "install-single on a Debian with systemd, a VM, a reboot, uninstall-single" tools/test-install.sh
 # The lab's tests share one lab and leave it up for the next binary.
 if [ -d target/lab-test ]; then target/release/vireo-lab --state target/lab-test down > "$logs/lab-down.log" 2>&1 || printf 'the lab of the tests did not go down: see target/test-logs/lab-down.log\n'; fi
 

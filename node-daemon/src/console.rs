@@ -10,7 +10,10 @@ use std::{
 };
 
 use clap::Args;
-use node_plan::xml::observe::{Observed, observe};
+use node_plan::xml::{
+    live::console_log,
+    observe::{Observed, observe},
+};
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
     fs::{FlockOperation, OFlags},
@@ -210,7 +213,7 @@ fn print_log(vm: &str, xml: &str) -> Result<(), ConsoleError> {
         what: "record of its console",
         remedy: "set spec.serialConsole: true, then restart it",
     };
-    print(Path::new(&log_file(xml).ok_or_else(none)?))
+    print(Path::new(&console_log(xml).ok_or_else(none)?))
 }
 
 fn print(path: &Path) -> Result<(), ConsoleError> {
@@ -231,17 +234,6 @@ fn record_of_stopped(state_dir: &Path, vm: &str) -> Option<PathBuf> {
         (format!("{}/{}", entry.vm.namespace, entry.vm.name) == vm).then_some((written, record))
     });
     records.max_by_key(|(written, _)| *written).map(|(_, record)| record)
-}
-
-fn log_file(xml: &str) -> Option<String> {
-    let document = roxmltree::Document::parse(xml).ok()?;
-    let consoles =
-        document.descendants().filter(|node| node.has_tag_name("serial") || node.has_tag_name("console"));
-    consoles
-        .flat_map(|node| node.children())
-        .find(|node| node.has_tag_name("log"))
-        .and_then(|node| node.attribute("file"))
-        .map(str::to_owned)
 }
 
 fn open(vm: &str, tty: &str, force: bool) -> Result<File, ConsoleError> {
@@ -451,13 +443,6 @@ mod tests {
         for bad in ["web-1", "/web-1", "default/", "a/b/c", ""] {
             assert!(matches!(domain_name(bad), Err(ConsoleError::Name(_))), "{bad}");
         }
-    }
-
-    #[test]
-    fn the_record_of_the_console_is_found() {
-        let xml = "<domain><devices><serial type='pty'><log file='/var/log/x' append='off'/></serial></devices></domain>";
-        assert_eq!(log_file(xml).as_deref(), Some("/var/log/x"));
-        assert_eq!(log_file("<domain/>"), None);
     }
 
     #[tokio::test]

@@ -1,40 +1,16 @@
-//! Makes the seed image from which cloud-init reads its first-boot data: an ISO 9660 file system labelled CIDATA, as
-//! the NoCloud source expects it. Readable by root only, since it may hold passwords.
-
-mod iso;
+//! Keeps the seed image from which cloud-init reads its first-boot data. Readable by root only, since it may hold
+//! passwords.
 
 use std::{fs, io, os::unix::fs::PermissionsExt, path::Path};
 
+pub use node_plan::seed::Seed;
+use node_plan::seed::nocloud;
+
 use crate::storage::{error::StorageError, files};
-
-const LABEL: &str = "CIDATA";
-
-/// What goes into the image.
-#[derive(Clone)]
-pub struct Seed {
-    /// Identity of the instance: a new one makes cloud-init run again.
-    pub instance_id: String,
-    /// Host name.
-    pub local_hostname: String,
-    /// User data.
-    pub user_data: Option<String>,
-    /// Network configuration.
-    pub network_config: Option<String>,
-}
 
 /// Makes the image, replacing what was there. Blocks.
 pub fn make_seed(path: &Path, seed: &Seed) -> Result<(), StorageError> {
-    let meta_data =
-        serde_json::json!({"instance-id": seed.instance_id, "local-hostname": seed.local_hostname});
-    let mut contents = vec![
-        // JSON is YAML, and quotes whatever needs it.
-        ("meta-data", format!("{meta_data}\n").into_bytes()),
-        ("user-data", seed.user_data.clone().unwrap_or_else(|| "#cloud-config\n{}\n".into()).into_bytes()),
-    ];
-    if let Some(network_config) = &seed.network_config {
-        contents.push(("network-config", network_config.clone().into_bytes()));
-    }
-    let image = iso::image(LABEL, &contents).ok_or_else(|| {
+    let image = nocloud(seed).ok_or_else(|| {
         StorageError::Path(format!("{}: the first-boot data is larger than an image can be", path.display()))
     })?;
     files::write_whole(path, &image)?;
@@ -119,11 +95,5 @@ mod tests {
         .unwrap();
         assert!(isoinfo(&path, &["-J", "-x", "/user-data"]).starts_with("#cloud-config"));
         assert!(!isoinfo(&path, &["-J", "-f"]).contains("network-config"));
-    }
-
-    #[test]
-    fn two_images_of_the_same_data_are_the_same() {
-        let contents = [("user-data", b"a".to_vec())];
-        assert_eq!(iso::image("CIDATA", &contents), iso::image("CIDATA", &contents));
     }
 }

@@ -19,11 +19,14 @@ pub mod ledger;
 pub mod lint;
 pub mod network;
 pub mod orphan;
+pub mod qemu_log;
 #[cfg(test)]
 mod random;
+pub mod seed;
 pub mod status;
 pub mod step;
 pub mod storage;
+pub mod told;
 pub mod url_policy;
 pub mod vm;
 pub mod xml;

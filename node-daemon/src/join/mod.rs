@@ -14,6 +14,7 @@ use kube::{
     Api, Client,
     api::{Patch, PatchParams},
 };
+use node_plan::xml::capabilities::machine;
 use serde_json::json;
 use vireo_crds::{meta::NODE_MANAGER, v1alpha1::Host};
 
@@ -214,11 +215,7 @@ pub async fn run(args: JoinArgs) -> Result<(), JoinError> {
 async fn machine_uuid(uri: &str) -> String {
     let uri = uri.to_owned();
     let found = check::with_libvirt(uri, |connect| connect.capabilities()).await.ok();
-    let uuid = found
-        .as_deref()
-        .and_then(|xml| xml.split("<uuid>").nth(1))
-        .and_then(|rest| rest.split("</uuid>").next());
-    uuid.unwrap_or_default().trim().to_owned()
+    found.and_then(|xml| machine(&xml).ok()).map(|machine| machine.uuid).unwrap_or_default()
 }
 
 /// Ties the Host to this machine's key, unless it is tied to another.

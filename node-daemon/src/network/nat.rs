@@ -6,7 +6,10 @@ use std::sync::Arc;
 use futures::{FutureExt, future::BoxFuture};
 use node_plan::{
     network::NatConfig,
-    xml::network::{NatNetworkXml, NetworkOwner, parse_nat, render_nat},
+    xml::{
+        live::taps_on,
+        network::{NatNetworkXml, NetworkOwner, parse_nat, render_nat},
+    },
 };
 use virt::{connect::Connect, enumutil::Enum, error::ErrorNumber};
 
@@ -201,22 +204,6 @@ fn render(installation: &str, uid: &str, config: &NatConfig) -> Result<String, N
     }))
 }
 
-/// Host ends of a domain's NICs on a libvirt network.
-fn taps_on(domain_xml: &str, network: &str) -> Vec<String> {
-    let Ok(document) = roxmltree::Document::parse(domain_xml) else { return vec![] };
-    let interfaces = document.descendants().filter(|node| node.has_tag_name("interface"));
-    let child = |node: roxmltree::Node<'_, '_>, name: &str, attribute: &str| {
-        node.children()
-            .find(|child| child.has_tag_name(name))
-            .and_then(|child| child.attribute(attribute))
-            .map(str::to_owned)
-    };
-    interfaces
-        .filter(|node| child(*node, "source", "network").as_deref() == Some(network))
-        .filter_map(|node| child(node, "target", "dev"))
-        .collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -238,16 +225,5 @@ mod tests {
         );
         assert_eq!(ours(&xml, true, "another"), None);
         assert_eq!(ours("<network><name>default</name></network>", true, "i"), None);
-    }
-
-    #[test]
-    fn taps_are_found_by_their_network() {
-        let xml = "<domain><devices>
-            <interface type='network'><source network='a' bridge='vna'/><target dev='vnet0'/></interface>
-            <interface type='bridge'><source bridge='vna'/><target dev='vnet1'/></interface>
-            <interface type='network'><source network='b'/><target dev='vnet2'/></interface>
-        </devices></domain>";
-        assert_eq!(taps_on(xml, "a"), ["vnet0"]);
-        assert!(taps_on("<domain", "a").is_empty());
     }
 }

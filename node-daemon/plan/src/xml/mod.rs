@@ -7,6 +7,7 @@
 mod address;
 mod balloon;
 pub mod build;
+pub mod capabilities;
 mod channel;
 mod check;
 mod clock;
@@ -20,6 +21,7 @@ mod features;
 mod graphics;
 pub mod interface;
 mod lifecycle;
+pub mod live;
 mod memory;
 pub mod metadata;
 pub mod network;

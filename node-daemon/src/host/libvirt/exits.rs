@@ -10,14 +10,15 @@ use std::{
 };
 
 use jiff::Timestamp;
-use node_plan::facts::{Exit, ExitKind};
+use node_plan::{
+    facts::{Exit, ExitKind},
+    qemu_log,
+};
 
 use crate::host::{DomainEvent, Lifecycle, StoppedHow};
 
 /// How much of a log's end is read.
 const TAIL_BYTES: u64 = 8192;
-/// Longest detail told.
-const MAX_DETAIL: usize = 300;
 
 /// How domains ended, by UUID.
 pub struct Exits {
@@ -79,7 +80,8 @@ impl Exits {
         if !needs_log {
             return known;
         }
-        let logged = tail(&self.log_dir.join(format!("{name}.log"))).and_then(|text| parse(&text));
+        let logged =
+            tail(&self.log_dir.join(format!("{name}.log"))).and_then(|text| qemu_log::last_end(&text));
         let exit = match (known, logged) {
             (Some(known), Some(logged)) => Exit { detail: logged.detail, ..known },
             (known, logged) => known.or(logged)?,
@@ -112,48 +114,9 @@ fn tail(path: &Path) -> Option<String> {
     Some(String::from_utf8_lossy(&bytes).into_owned())
 }
 
-/// The end libvirt noted last in QEMU's log, unless a later start follows it.
-fn parse(log: &str) -> Option<Exit> {
-    let lines: Vec<&str> = log.lines().collect();
-    let last = lines
-        .iter()
-        .rposition(|line| line.contains(": shutting down, reason=") || line.contains(": starting up "))?;
-    let line = lines.get(last)?;
-    let (stamp, reason) = line.split_once(": shutting down, reason=")?;
-    let at = jiff::fmt::strtime::parse("%Y-%m-%d %H:%M:%S%.f%z", stamp.trim()).ok()?.to_timestamp().ok()?;
-    let how = match reason.trim() {
-        "shutdown" => ExitKind::Shutdown,
-        "destroyed" | "migrated" => ExitKind::Destroyed,
-        "failed" => ExitKind::Failed,
-        _ => ExitKind::Crashed,
-    };
-    let words = lines
-        .get(..last)?
-        .iter()
-        .rev()
-        .take(8)
-        .find(|line| line.contains("qemu") && !line.contains("char device redirected"));
-    let words = words.filter(|line| !line.trim_end().ends_with('\\') && !line.contains("LC_ALL="));
-    let detail = words.map(|line| line.trim().chars().take(MAX_DETAIL).collect());
-    Some(Exit { at, how, detail })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_log_tells_what_nobody_saw() {
-        let log = "2026-11-21 08:59:58.000+0000: starting up libvirt version: 11.3.0\n\
-                   qemu-system-x86_64: Could not read: Input/output error\n\
-                   2026-11-21 09:00:00.500+0000: shutting down, reason=crashed\n";
-        let exit = parse(log).unwrap();
-        assert_eq!(exit.how, ExitKind::Crashed);
-        assert_eq!(exit.at, "2026-11-21T09:00:00.5Z".parse().unwrap());
-        assert!(exit.detail.unwrap().contains("Input/output error"));
-        let restarted = format!("{log}2026-11-21 09:00:02.000+0000: starting up libvirt version: 11.3.0\n");
-        assert_eq!(parse(&restarted), None, "it has been started since");
-    }
 
     #[test]
     fn a_reset_that_ends_the_domain_is_not_a_shutdown() {

@@ -1,14 +1,14 @@
 //! Describes the machine and its hypervisor from libvirt's capabilities. Decides nothing.
 
-use roxmltree::{Document, Node};
+use node_plan::xml::{
+    XmlError,
+    capabilities::{Machine, machine, usable_models},
+};
 use vireo_crds::v1alpha1::{Accelerator, Architecture, HostCpu, HostVersions};
 use virt::connect::Connect;
 
 use super::error::LibvirtError;
 use crate::{host::HostFacts, resolve::TPM_SOURCE_SINCE};
-
-/// CPU models listed at most; the API takes no more.
-const MAX_MODELS: usize = 512;
 
 /// The machine, given what accelerates guests on it. Blocking.
 pub fn describe(conn: &Connect, accelerator: Accelerator) -> Result<HostFacts, LibvirtError> {
@@ -17,11 +17,12 @@ pub fn describe(conn: &Connect, accelerator: Accelerator) -> Result<HostFacts, L
     let node = conn.node_info().map_err(of)?;
     let libvirt = conn.lib_version().map_err(of)?;
     let qemu = conn.hyp_version().map_err(of)?;
-    let (machine_uuid, arch, model) = host(&capabilities)?;
+    let Machine { uuid: machine_uuid, architecture: arch, cpu_model: model } =
+        machine(&capabilities).map_err(|error| unreadable(&error))?;
     let kind = if accelerator == Accelerator::Kvm { "kvm" } else { "qemu" };
     // The test driver knows no domain capabilities; a host without models fits no VM that names one.
     let usable_models = match conn.domain_capabilities(None, Some(arch_name(arch)), None, Some(kind), 0) {
-        Ok(text) => usable_models(&text)?,
+        Ok(text) => usable_models(&text).map_err(|error| unreadable(&error))?,
         Err(error) => {
             tracing::warn!(error = error.message(), "libvirt does not tell which CPU models guests can have");
             Vec::new()
@@ -46,47 +47,8 @@ pub fn describe(conn: &Connect, accelerator: Accelerator) -> Result<HostFacts, L
     })
 }
 
-fn unreadable(message: impl Into<String>) -> LibvirtError {
-    LibvirtError::Answer { call: "reading the host's capabilities", message: message.into() }
-}
-
-fn host(text: &str) -> Result<(String, Architecture, Option<String>), LibvirtError> {
-    let document = Document::parse(text).map_err(|e| unreadable(e.to_string()))?;
-    let host = child(document.root_element(), "host").ok_or_else(|| unreadable("no host"))?;
-    let uuid = child(host, "uuid").and_then(|node| node.text()).unwrap_or_default().trim().to_lowercase();
-    let cpu = child(host, "cpu");
-    let text_of = |name| {
-        cpu.and_then(|cpu| child(cpu, name)).and_then(|node| node.text()).map(|text| text.trim().to_owned())
-    };
-    let arch = match text_of("arch").as_deref() {
-        Some("x86_64" | "i686") => Architecture::x86_64,
-        Some("aarch64") => Architecture::aarch64,
-        _ => Architecture::Unknown,
-    };
-    Ok((uuid, arch, text_of("model").map(|model| model.chars().take(64).collect())))
-}
-
-/// Named models the emulator can give a guest here.
-fn usable_models(text: &str) -> Result<Vec<String>, LibvirtError> {
-    let document = Document::parse(text).map_err(|e| unreadable(e.to_string()))?;
-    let custom = document
-        .descendants()
-        .find(|node| node.has_tag_name("mode") && node.attribute("name") == Some("custom"));
-    let mut models: Vec<String> = custom
-        .into_iter()
-        .flat_map(|mode| mode.children())
-        .filter(|node| node.has_tag_name("model") && node.attribute("usable") == Some("yes"))
-        .filter_map(|node| node.text().map(|text| text.trim().to_owned()))
-        .filter(|name| !name.is_empty() && name.len() <= 64)
-        .collect();
-    models.sort();
-    models.dedup();
-    models.truncate(MAX_MODELS);
-    Ok(models)
-}
-
-fn child<'a, 'input>(node: Node<'a, 'input>, name: &str) -> Option<Node<'a, 'input>> {
-    node.children().find(|child| child.has_tag_name(name))
+fn unreadable(error: &XmlError) -> LibvirtError {
+    LibvirtError::Answer { call: "reading the host's capabilities", message: error.to_string() }
 }
 
 fn arch_name(arch: Architecture) -> &'static str {
@@ -107,14 +69,6 @@ fn kernel() -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn models_that_cannot_be_used_are_not_listed() {
-        let text = "<domainCapabilities><cpu><mode name='host-model' supported='yes'><model>x</model></mode>\
-            <mode name='custom' supported='yes'><model usable='yes'>qemu64</model><model usable='no'>EPYC</model>\
-            <model usable='yes'>Nehalem</model></mode></cpu></domainCapabilities>";
-        assert_eq!(usable_models(text).unwrap(), ["Nehalem", "qemu64"]);
-    }
 
     #[test]
     fn versions_are_as_people_write_them() {

@@ -14,7 +14,7 @@ use node_plan::{
 };
 use vireo_crds::{
     meta::LIBVIRT_METADATA_NS,
-    v1alpha1::{Grant, Hardware, Link},
+    v1alpha1::{Grant, Hardware},
 };
 use virt::{connect::Connect, domain::Domain};
 
@@ -127,7 +127,7 @@ fn on_handle(handle: &Domain, step: &VmStep) -> Result<(), StepError> {
         VmStep::Resume => handle.resume().map_err(of("resuming the guest")),
         VmStep::SetLink { mac, link, .. } => {
             let text = handle.xml_desc(0).map_err(of("reading the domain"))?;
-            let Some(device) = with_link(&text, mac, *link) else {
+            let Some(device) = xml::live::with_link(&text, mac, *link) else {
                 return Err(StepError::new(
                     RetryClass::Transient,
                     format!("no interface {mac} in the domain"),
@@ -194,50 +194,5 @@ fn undefine(handle: &Domain, target: &Target, name: &str) -> Result<(), StepErro
         Ok(()) => Ok(()),
         // Flags an older libvirt or a guest without TPM does not take.
         Err(_) => handle.undefine_flags(virt_sys::VIR_DOMAIN_UNDEFINE_KEEP_NVRAM).map_err(of),
-    }
-}
-
-/// The live `<interface>` of this address with its link set; everything else as libvirt has it.
-fn with_link(domain: &str, mac: &str, link: Link) -> Option<String> {
-    let state = match link {
-        Link::Up => "up",
-        Link::Down => "down",
-        Link::Unknown => return None,
-    };
-    let document = roxmltree::Document::parse(domain).ok()?;
-    let node = document.descendants().filter(|node| node.has_tag_name("interface")).find(|node| {
-        node.children().any(|child| {
-            child.has_tag_name("mac")
-                && child.attribute("address").is_some_and(|found| found.eq_ignore_ascii_case(mac))
-        })
-    })?;
-    let mut text = domain.get(node.range())?.to_owned();
-    let start = node.range().start;
-    let child = |name| node.children().find(|child| child.has_tag_name(name)).map(|child| child.range());
-    let element = format!("<link state='{state}'/>");
-    match child("link") {
-        Some(range) => text.replace_range(range.start - start..range.end - start, &element),
-        None => text.insert_str(child("mac")?.end - start, &element),
-    }
-    Some(text)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_the_link_of_the_named_interface_changes() {
-        let domain = "<domain><devices><interface type='network'><mac address='02:76:00:00:00:01'/><x/></interface>\
-                      <interface type='network'><mac address='02:76:00:00:00:02'/><link state='up'/><alias name='net1'/></interface></devices></domain>";
-        assert_eq!(
-            with_link(domain, "02:76:00:00:00:02", Link::Down).unwrap(),
-            "<interface type='network'><mac address='02:76:00:00:00:02'/><link state='down'/><alias name='net1'/></interface>"
-        );
-        assert_eq!(
-            with_link(domain, "02:76:00:00:00:01", Link::Down).unwrap(),
-            "<interface type='network'><mac address='02:76:00:00:00:01'/><link state='down'/><x/></interface>"
-        );
-        assert_eq!(with_link(domain, "02:76:00:00:00:03", Link::Down), None);
     }
 }
