@@ -26,7 +26,7 @@ fn removals() -> Vec<(&'static str, Guards, Fleet)> {
         (
             "ledger release check removed",
             node(Node::Released),
-            faults(1, Budget { sessions: 1, edit: 1, ..none }),
+            faults(2, Budget { sessions: 1, edit: 2, ..none }),
         ),
         (
             "release on libvirt's word",
