@@ -59,7 +59,7 @@ cleanup() {
     wait "$nspawn" 2>/dev/null || true
   fi
   nspawn=
-  rmdir "/run/systemd/nspawn/propagate/vireo-$name" /run/systemd/nspawn/propagate /run/systemd/nspawn 2>/dev/null || true
+  rmdir "/run/systemd/nspawn/propagate/vireo-$name" /run/systemd/nspawn/propagate /run/systemd/nspawn/locks /run/systemd/nspawn 2>/dev/null || true
   if mountpoint -q "$state/root"; then umount "$state/root" || umount -l "$state/root"; fi
   rm -rf "$state/upper" "$state/work"
 }
