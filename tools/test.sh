@@ -67,9 +67,9 @@ suite fmt "formatting" cargo fmt --all --check
 suite clippy "lints, warnings denied" cargo clippy --locked --release -j"$jobs" --workspace --all-targets -- -D warnings
 suite xtask "generated files, bounds, purity, sizes" cargo xtask check
 suite chart "chart lint" target/tools/helm lint --strict charts/vireo
-suite unit "decisions, goldens, parsers, executors" cargo_test --workspace --exclude system-tests --exclude system-model --exclude lab
+suite unit "decisions, goldens, parsers, executors" cargo_test --workspace --exclude system-tests --exclude system-model --exclude lab --exclude simulation
 suite standalone "the API server, for real" standalone/go.sh test -vet=off -count=1 -timeout 900s -v ./...
-suite sim "both planners under faults, in simulated histories" cargo_test -p system-tests --lib --test sim
+suite sim "both planners under faults, in simulated histories" cargo_test -p simulation
 suite model "both planners in every history of a small fleet" cargo_test -p system-model --test explore -- --nocapture
 suite api "against the real API server" cargo_test -p system-tests "${api_tests[@]}"
 suite lab "hosts in namespaces, guest images, real guests" lab_tests

@@ -2,7 +2,7 @@
 //! "disappeared", never "gone"; only a read by name can say more.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
@@ -69,6 +69,8 @@ pub enum Sight {
 struct Inner {
     vms: HashMap<String, Sight>,
     vms_listed: bool,
+    /// Ids of grants found in the last list or by a read since: they did not arrive as a change on an unbroken watch.
+    listed_grants: HashSet<String>,
     /// Watches of VMs older than this do not count.
     generation: u64,
     acts: HashMap<String, Arc<VirtualMachineAction>>,
@@ -146,6 +148,11 @@ impl Objects {
         self.lock().vms.values().filter_map(here).collect()
     }
 
+    /// Whether this grant was found in a list, or by a read, and did not arrive as a change.
+    pub fn is_listed_grant(&self, id: &str) -> bool {
+        self.lock().listed_grants.contains(id)
+    }
+
     /// Whether the VMs of this host have been listed completely.
     pub fn vms_listed(&self) -> bool {
         self.lock().vms_listed
@@ -164,6 +171,7 @@ impl Objects {
         inner.generation = generation;
         inner.vms_listed = false;
         inner.vms.clear();
+        inner.listed_grants.clear();
     }
 
     /// Forgets what reads by name said of one VM.
@@ -198,7 +206,9 @@ impl Objects {
                 None => Sight::Disappeared,
             },
         };
-        self.lock().vms.insert(vm.uid.clone(), sight);
+        let mut inner = self.lock();
+        inner.listed_grants.extend(grant_of(&sight));
+        inner.vms.insert(vm.uid.clone(), sight);
         Ok(())
     }
 
@@ -324,6 +334,7 @@ impl Objects {
                     }
                 }
                 changed.extend(listed.keys().cloned());
+                inner.listed_grants = listed.values().filter_map(grant_of).collect();
                 inner.vms.extend(listed);
                 inner.vms_listed = true;
             }
@@ -476,6 +487,14 @@ impl Objects {
         if before.as_deref() != Some(nonce.as_str()) {
             self.wake(Wake::Session(nonce));
         }
+    }
+}
+
+/// Id of the grant by which a VM is placed here.
+fn grant_of(sight: &Sight) -> Option<String> {
+    match sight {
+        Sight::Here(vm) => Some(vm.status.as_ref()?.placement.as_ref()?.id.clone()),
+        _ => None,
     }
 }
 

@@ -102,6 +102,7 @@ pub fn resolve(
     Some(Intent {
         vm: vm_ref,
         grant: placement.grant(),
+        listed: objects.is_listed_grant(&placement.id),
         generation: vm.metadata.generation.unwrap_or_default(),
         accepted_generation: placement.generation,
         deleting: vm.metadata.deletion_timestamp.is_some(),

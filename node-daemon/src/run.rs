@@ -337,11 +337,18 @@ async fn begin(
     };
     let dir = options.state_dir.join("ledger");
     let minted = incarnation::mint(&options.run_dir, &dir, boot_id, &machine.machine_uuid, past)?;
+    // A process counts even if libvirt has lost its domain: its entry says what it runs under.
+    let has_process = |uuid: &str| census.processes.iter().any(|process| process.uuid == uuid);
+    let of_entries = ledger.entries().into_iter().filter(|entry| {
+        let uuid = entry.wanted.as_ref().map_or(entry.vm.uid.as_str(), |w| w.machine.uuid.as_str());
+        has_process(uuid)
+    });
     let running: BTreeSet<String> = census
         .found
         .iter()
         .filter_map(|found| found.metadata.as_ref())
         .map(|metadata| metadata.vm.uid.clone())
+        .chain(of_entries.map(|entry| entry.vm.uid))
         .collect();
     ledger.drop_over(&minted.id, &running)?;
     tracing::info!(incarnation = minted.id, running = running.len(), "a new incarnation begins");

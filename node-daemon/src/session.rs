@@ -116,26 +116,41 @@ fn jitter() -> Duration {
 
 async fn answer(context: &Context, session: &str) -> Result<Attestation, String> {
     let census = context.driver.census().await.map_err(|error| error.to_string())?;
+    // Domains that are somebody else's, or explained by their metadata.
+    let shown: Vec<String> = census.found.iter().map(|found| found.uuid.clone()).collect();
     let running: BTreeMap<String, DomainMetadata> = census
         .found
         .into_iter()
         .filter_map(|found| found.metadata)
         .map(|metadata| (metadata.vm.uid.clone(), metadata))
         .collect();
+    // A process counts even if libvirt has lost its domain.
+    let mut strays: BTreeSet<String> = census.processes.into_iter().map(|process| process.uuid).collect();
+    let processes = strays.clone();
+    for domain in &shown {
+        strays.remove(domain);
+    }
     let uids: BTreeSet<String> = context.ledger.uids().into_iter().chain(running.keys().cloned()).collect();
     let held: BTreeMap<String, Known> = uids
         .into_iter()
         .map(|uid| {
-            (
-                uid.clone(),
-                Known { entry: entry_of(&context.ledger.get(&uid)), running: running.get(&uid).cloned() },
-            )
+            let entry = entry_of(&context.ledger.get(&uid));
+            let wanted = entry.as_ref().and_then(|entry| entry.wanted.as_ref());
+            let uuid = wanted.map_or(uid.as_str(), |wanted| wanted.machine.uuid.as_str());
+            let process = processes.contains(uuid);
+            if entry.as_ref().is_some_and(|entry| entry.held.is_some()) {
+                strays.remove(uuid);
+            }
+            (uid.clone(), Known { entry, running: running.get(&uid).cloned(), process })
         })
         .collect();
+    let strays: Vec<String> = strays.into_iter().collect();
     let mut stored = BTreeMap::new();
     for vm in context.objects.vms_here() {
         if let Some(uid) = vm.uid() {
-            stored.insert(uid, says(&vm));
+            let placement = vm.status.as_ref().and_then(|status| status.placement.as_ref());
+            let listed = placement.is_some_and(|placement| context.objects.is_listed_grant(&placement.id));
+            stored.insert(uid, Stored { listed, ..says(&vm) });
         }
     }
     for (uid, held) in &held {
@@ -155,7 +170,7 @@ async fn answer(context: &Context, session: &str) -> Result<Attestation, String>
     if context.objects.session().as_deref() != Some(session) || !context.objects.vms_listed() {
         return Err("a newer session has begun".into());
     }
-    Ok(attest(session, &context.incarnation, held.values(), &stored))
+    Ok(attest(session, &context.incarnation, held.values(), &strays, &stored))
 }
 
 /// What the store says of a VM that is not placed here, read by name.
@@ -176,5 +191,5 @@ fn says(vm: &VirtualMachine) -> Stored {
     let released = placement.as_ref().zip(runtime).is_some_and(|(placement, runtime)| {
         runtime.grant.names(&placement.grant()) && runtime.holding == Holding::Released
     });
-    Stored { placement, released }
+    Stored { placement, released, listed: false }
 }

@@ -6,7 +6,6 @@ pub mod faulty_api;
 pub mod fleet;
 pub mod lab;
 pub mod requests;
-pub mod sim;
 pub mod wait;
 
 use std::{fs::OpenOptions, io::Write, path::PathBuf};

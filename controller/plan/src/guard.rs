@@ -8,6 +8,8 @@ pub enum Guard {
     SilenceIsNoEvidence,
     /// Nothing is placed before the hosts have said what they run.
     Barrier,
+    /// What one of two machines of the same name attests does not stand for both.
+    OneMachineByName,
     /// An open claim that the store does not list stands in the way of a grant.
     UnexplainedClaims,
     /// What was confirmed before the session does not count in place of an attestation.
@@ -28,18 +30,19 @@ pub enum Guard {
 
 #[cfg(feature = "mutations")]
 thread_local! {
-    static REMOVED: std::cell::Cell<Option<Guard>> = const { std::cell::Cell::new(None) };
+    static REMOVED: std::cell::Cell<u32> = const { std::cell::Cell::new(0) };
 }
 
-/// Takes this guard away on this thread, and puts the one taken before back.
+/// Takes these guards away on this thread, and puts those taken before back.
 #[cfg(feature = "mutations")]
-pub fn remove(guard: Option<Guard>) {
-    REMOVED.with(|removed| removed.set(guard));
+pub fn remove(guards: &[Guard]) {
+    let all = guards.iter().fold(0, |all, guard| all | 1 << *guard as u32);
+    REMOVED.with(|removed| removed.set(all));
 }
 
 #[cfg(feature = "mutations")]
 pub(crate) fn stands(guard: Guard) -> bool {
-    REMOVED.with(|removed| removed.get() != Some(guard))
+    REMOVED.with(|removed| removed.get() & 1 << guard as u32 == 0)
 }
 
 #[cfg(not(feature = "mutations"))]

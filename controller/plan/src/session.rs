@@ -82,7 +82,7 @@ pub(crate) fn attests_exactly(attestation: &Attestation, vm: &VirtualMachine, pl
     })
 }
 
-fn is_open(claim: &Claim) -> bool {
+pub(crate) fn is_open(claim: &Claim) -> bool {
     match claim.holding {
         Holding::Open | Holding::Unknown => true,
         Holding::Released | Holding::Renounced => false,
@@ -136,12 +136,17 @@ pub fn attested(world: &World, vm: &VirtualMachine) -> Attested {
     let placement = vm.status.as_ref().and_then(|s| s.placement.as_ref());
     let is_listed =
         |id: &str| placement.is_some_and(|p| p.id == id || p.target.as_ref().is_some_and(|t| t.id == id));
-    for host in world.hosts_claiming(uid) {
+    // A process that nothing explains is known by the uuid of its domain, which the spec may name.
+    let uuid = vm.spec.identity.as_ref().and_then(|identity| identity.uuid.as_deref()).unwrap_or(uid);
+    let is_of_vm = |claim: &Claim| claim.vm_uid == uid || claim.vm_uid == uuid;
+    let by_uuid = world.hosts_claiming(uuid).filter(|_| uuid != uid);
+    let claiming: BTreeSet<&String> = world.hosts_claiming(uid).chain(by_uuid).collect();
+    for host in claiming {
         let Some(attestation) = world.attestation(host) else { continue };
         let committed = |claim: &Claim| is_committed(world, claim);
         let conditional =
             attestation.conditional.iter().filter(|claim| claim.vm_uid == uid && committed(claim));
-        for claim in attestation.claims.iter().filter(|claim| claim.vm_uid == uid).chain(conditional) {
+        for claim in attestation.claims.iter().filter(|claim| is_of_vm(claim)).chain(conditional) {
             found.highest_epoch = found.highest_epoch.max(claim.highest_epoch).max(claim.grant.epoch);
             if !is_open(claim) {
                 continue;
@@ -179,11 +184,15 @@ fn is_committed(world: &World, claim: &Claim) -> bool {
         .any(|commit| commit.vm_uid == claim.vm_uid && commit.to.id == claim.grant.id)
 }
 
-/// Hosts that have neither attested nor been confirmed off in this session.
+/// Hosts that have neither attested nor been confirmed off in this session. What one of two machines of the same name
+/// says tells nothing of what the other runs.
 pub fn hosts_pending(world: &World) -> Vec<PendingHost> {
     let mut pending: Vec<_> = world
         .hosts()
-        .filter(|(name, host)| world.attestation(name).is_none() && !is_confirmed_off(world, name, host))
+        .filter(|(name, host)| match world.attestation(name) {
+            Some(attestation) => is_one_of_two(world, name, attestation),
+            None => !is_confirmed_off(world, name, host),
+        })
         .map(|(name, host)| PendingHost { name: name.clone(), why: why_pending(world, name, host) })
         .collect();
     let undecodable = world.undecodable(Kind::Host);
@@ -194,7 +203,19 @@ pub fn hosts_pending(world: &World) -> Vec<PendingHost> {
     pending
 }
 
+/// Whether another incarnation than the one that attests may go by this name at the same time: a cloned machine, or the
+/// one before a reboot that was heard a moment ago.
+fn is_one_of_two(world: &World, name: &str, attestation: &Attestation) -> bool {
+    stands(Guard::OneMachineByName)
+        && world.liveness(name).is_some_and(|liveness| {
+            liveness.duplicate || liveness.alive.iter().any(|alive| *alive != attestation.incarnation)
+        })
+}
+
 fn why_pending(world: &World, name: &str, host: &Host) -> Option<&'static str> {
+    if world.liveness(name).is_some_and(|liveness| liveness.duplicate) {
+        return Some("two machines go by this name: take one off the network");
+    }
     if host.status.as_ref().is_none_or(|s| s.incarnation.is_none()) {
         return Some("has never joined: join it or delete its Host object");
     }

@@ -43,6 +43,10 @@ pub struct Intent {
     pub vm: VmRef,
     /// The holder's grant, as placement has it.
     pub grant: Grant,
+    /// The grant was found in a list, or by a read, and did not arrive as a change on an unbroken watch: it may be of a
+    /// timeline that a restore of the store has ended, so it is not accepted for the first time.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub listed: bool,
     /// `metadata.generation`.
     pub generation: i64,
     /// `placement.generation`: newest generation the controller has accepted. The spec is acted on only if both agree.

@@ -37,8 +37,8 @@ impl Guards {
     pub(crate) fn stand_without(&self) -> Removed {
         #[cfg(feature = "mutations")]
         {
-            controller_plan::guard::remove(self.controller);
-            node_plan::guard::remove(self.node);
+            controller_plan::guard::remove(self.controller.as_slice());
+            node_plan::guard::remove(self.node.as_slice());
         }
         self.removal
     }

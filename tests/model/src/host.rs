@@ -215,6 +215,7 @@ fn observation(scene: &Scene) -> Observation {
             Observation::Granted(Box::new(Intent {
                 vm: vm_ref(local),
                 grant: c::grant(placement.grant),
+                listed: false,
                 generation: vm.generation.into(),
                 accepted_generation: placement.generation.into(),
                 deleting: vm.deleting,
@@ -347,7 +348,7 @@ pub fn answer(
     let known: Vec<Known> = locals
         .iter()
         .filter(|l| l.entry.is_some() || l.process.is_some())
-        .map(|l| Known { entry: l.entry.as_ref().map(|e| entry(e, l)), running: metadata(l) })
+        .map(|l| Known { entry: l.entry.as_ref().map(|e| entry(e, l)), running: metadata(l), process: false })
         .collect();
     let says = |local: &Local| {
         let vm = stored(local)?;
@@ -355,10 +356,10 @@ pub fn answer(
             r.released && (r.grant.id, r.grant.inc, r.grant.epoch) == (p.grant.id, p.grant.inc, p.grant.epoch)
         });
         let placement = c::vm(&vm, local.slot).status.and_then(|s| s.placement);
-        Some((c::name('u', local.uid), Stored { placement, released }))
+        Some((c::name('u', local.uid), Stored { placement, released, listed: false }))
     };
     let stored: BTreeMap<String, Stored> = locals.iter().filter_map(says).collect();
-    c::abstract_attestation(&attest(&c::name('s', session), &c::name('i', inc), &known, &stored), host)
+    c::abstract_attestation(&attest(&c::name('s', session), &c::name('i', inc), &known, &[], &stored), host)
 }
 
 /// Whether this ending is one the ledger now knows.

@@ -245,13 +245,64 @@ fn may_remove(world: &World, disk: &Disk, claims: &[Attachment]) -> Result<(), (
     let is_young = world
         .session()
         .is_some_and(|s| disk.metadata.uid.as_deref().is_some_and(|uid| s.is_younger_than(uid)));
-    if claims.is_empty() && !is_young {
+    if is_young {
+        return Ok(());
+    }
+    if claims.is_empty() {
         session::all_attested(world).map(|_| ()).map_err(|blocked| {
             let on = if blocked == session::Blocked::NoSession { WaitFor::Session } else { WaitFor::AnyHost };
             (on, blocked.message())
         })?;
     }
-    Ok(())
+    forgotten_user(world, disk, claims).map_or(Ok(()), Err)
+}
+
+/// Who may have the volume open although the store names no claim of his: a restored store may have forgotten the claim
+/// together with the grant, or with the edit that asked for it.
+fn forgotten_user(world: &World, disk: &Disk, claims: &[Attachment]) -> Option<(WaitFor, String)> {
+    let namespace = disk.metadata.namespace.as_deref().unwrap_or_default();
+    let is_claimed = |uid: &str| claims.iter().any(|claim| claim.vm_uid == uid);
+    let on = |vm: &VirtualMachine| {
+        let key = Key::of(vm);
+        WaitFor::namespaced(Kind::VirtualMachine, &key.namespace, &key.name)
+    };
+    let vms = world.vms().filter(|vm| vm.metadata.namespace.as_deref() == Some(namespace));
+    for vm in vms.filter(|vm| vm.metadata.uid.as_deref().is_some_and(|uid| !is_claimed(uid))) {
+        let name = vm.metadata.name.as_deref().unwrap_or_default();
+        if let Some(held) = session::attested(world, vm).unexplained.first() {
+            let host = &held.grant.host;
+            let message =
+                format!("VirtualMachine {name} runs on {host} under a grant that the store does not know");
+            return Some((on(vm), message));
+        }
+        let names =
+            disk.metadata.name.as_ref().is_some_and(|disk| disk_names(vm).iter().any(|used| used == disk));
+        if !vm::is_over(world, vm) && (names || !has_only_its_own(vm)) {
+            return Some((on(vm), format!("VirtualMachine {name} runs and may still use it")));
+        }
+    }
+    let unknown = |uid: &str| world.vm_by_uid(uid).is_none() && !is_claimed(uid);
+    world.hosts().find_map(|(host, _)| {
+        let claims = &world.attestation(host)?.claims;
+        let claim = claims.iter().find(|claim| {
+            session::is_open(claim)
+                && (claim.namespace == namespace || claim.namespace.is_empty())
+                && unknown(&claim.vm_uid)
+        })?;
+        let message =
+            format!("a guest that no VirtualMachine explains (uid {}) runs on {host}", claim.vm_uid);
+        Some((WaitFor::cluster_scoped(Kind::Host, host), message))
+    })
+}
+
+/// Whether the running guest says, in this very report, that it has no disk but those its newest spec names.
+fn has_only_its_own(vm: &VirtualMachine) -> bool {
+    let Some(status) = &vm.status else { return false };
+    let (Some(placement), Some(runtime)) = (&status.placement, &status.runtime) else { return false };
+    runtime.grant.names(&placement.grant())
+        && runtime.generation.is_some()
+        && runtime.generation == vm.metadata.generation
+        && !runtime.pending_changes.iter().any(|change| change.path.starts_with("spec.disks"))
 }
 
 /// `Ready` for a Disk that a host has just been named for.

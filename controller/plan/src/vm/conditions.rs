@@ -145,7 +145,9 @@ pub(crate) fn status(vm: &VirtualMachine, placement: Option<Placement>, said: Sa
         apply.observed_generation = stored.and_then(|s| s.observed_generation);
     }
     apply.conditions.extend(said.reconciling);
-    apply.conditions.extend(said.stalled);
+    // A Stalled of the host's own stays the host's: both may have something to say, and only one can stand there.
+    let others = condition::get(old, kind::STALLED).is_some_and(|c| !conditions::is_ours(&vm.metadata, c));
+    apply.conditions.extend(said.stalled.filter(|_| !others));
     apply
 }
 

@@ -8,7 +8,11 @@ use vireo_crds::{
 };
 
 use super::{acts, backoff, draft::Draft, exit, orders::Orders, power, release, start};
-use crate::ledger::{Transition, permits_start};
+use crate::{
+    guard::{Guard, stands},
+    intent::Intent,
+    ledger::{Transition, permits_start},
+};
 
 /// Records the end of a guest that is not there any more, if the ledger does not know it yet.
 pub(super) fn plan_ending(draft: &mut Draft<'_>, orders: &Orders<'_>, closing: bool) {
@@ -108,12 +112,17 @@ pub(super) fn plan_close(draft: &mut Draft<'_>, orders: &Orders<'_>) {
 }
 
 /// Plans for a guest that is down and whose object names a grant that is not the open one.
+///
+/// One that was in the store when it was listed, and that this host has not accepted, is closed here and now: a backup of
+/// a timeline that was given up brings back grants that nobody made in this one, and while only its host could use
+/// such a grant, only its host can end it. If it was good after all, the controller makes another.
 pub(super) fn plan_new_grant(
     draft: &mut Draft<'_>,
     orders: &Orders<'_>,
-    grant: &Grant,
+    intent: &Intent,
     hardware: Option<&Hardware>,
 ) {
+    let grant = &intent.grant;
     let (host, incarnation) = (draft.facts.host.as_str(), draft.facts.incarnation.as_str());
     if let Some(open) =
         draft.entry.open_in(incarnation).filter(|open| open.epoch < grant.epoch && grant.host == host)
@@ -129,6 +138,12 @@ pub(super) fn plan_new_grant(
     }
     if let Err(refusal) = permits_start(Some(&draft.entry), grant, host, incarnation) {
         draft.wait(reasons::GRANT_REFUSED, refusal.to_string());
+        return;
+    }
+    if intent.listed && stands(Guard::ListedGrant) {
+        let now = draft.now;
+        draft.record(|entry| entry.accept(grant, now));
+        release::plan_release(draft, orders, false);
         return;
     }
     plan_down(draft, orders, grant, hardware);

@@ -193,7 +193,7 @@ fn plan_granted(draft: &mut Draft<'_>, orders: &Orders<'_>, intent: &Intent, ope
     } else if open == Some(grant) {
         down::plan_down(draft, orders, grant, hardware);
     } else {
-        down::plan_new_grant(draft, orders, grant, hardware);
+        down::plan_new_grant(draft, orders, intent, hardware);
     }
 }
 

@@ -23,6 +23,8 @@ pub struct Controller {
     pub leader_until: i64,
     pub clock: Clock,
     pub session: Option<CtlSession>,
+    /// When its world was last told of signs of life, and after how many renewals.
+    pub measured: Option<(i64, u64)>,
 }
 
 /// A session.
@@ -166,6 +168,7 @@ impl Sim {
         self.serial += 1;
         let nonce = format!("s{}", self.serial);
         self.say(|| format!("controller {c} connects and lists for session {nonce}"));
+        self.controllers[c].measured = None;
         self.controllers[c].session = Some(CtlSession {
             world,
             nonce,
@@ -264,8 +267,12 @@ impl Sim {
 
     pub fn measure(&mut self, c: usize) {
         let now = self.instant();
+        let at = (self.ms, self.store.renewals);
         let ctl = &mut self.controllers[c];
         let Some(session) = &mut ctl.session else { return };
+        if ctl.measured.replace(at) == Some(at) {
+            return;
+        }
         let hosts: Vec<String> = session.world.hosts().map(|(name, _)| name.clone()).collect();
         for host in hosts {
             let mut liveness = ctl.clock.of(&host, now);
@@ -338,7 +345,8 @@ impl Sim {
         let connection = session.connection;
         let flight = InFlight { controller: c, nonce, connection, step, job };
         let grants = matches!(flight.step, Step::SetPlacement { .. });
-        if self.rng.one_in(if grants { 3 } else { 12 }) && !self.settling {
+        let held = self.held == Some(flight.step.name());
+        if held || (self.rng.one_in(if grants { 3 } else { 12 }) && !self.settling) {
             self.say(|| format!("a write of controller {c} ({}) is on its way", flight.step.name()));
             self.fault(Fault::SlowWrite);
             self.flights.push(flight);

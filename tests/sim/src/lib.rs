@@ -8,8 +8,10 @@ mod check;
 mod controller;
 pub mod faults;
 mod host;
+pub mod prelude;
 mod resolve;
 mod rng;
+pub mod shrink;
 mod store;
 
 /// The controller's own clock of signs of life.
@@ -33,8 +35,9 @@ use vireo_crds::{meta::FINALIZER, v1alpha1::HostStorageDomain};
 
 use check::Ghost;
 use controller::{Controller, InFlight};
-use faults::Fault;
-use host::{Daemon, Machine};
+use faults::{Fault, MISHAPS};
+use host::{Daemon, Machine, Worked};
+use prelude::Scene;
 use rng::Rng;
 use store::{Backup, KINDS, Object, Store};
 
@@ -59,6 +62,16 @@ pub struct Rules {
     /// An administrator confirms the end of hosts that nobody can hear and that live: then only what follows for the
     /// guests is checked.
     pub liar: bool,
+    /// What goes wrong more often than anything else, as numbers of [`faults::MISHAPS`]; empty: left to the seed.
+    pub favourites: &'static [usize],
+    /// What users do more often than anything else, as numbers of [`faults::DEEDS`]; empty: left to chance.
+    pub deeds: &'static [usize],
+    /// What happens first, before chance takes over.
+    pub prelude: &'static [Scene],
+    /// Events that do not happen, by number: how a history is shrunk.
+    pub dropped: BTreeSet<u64>,
+    /// No event after this one; 0: as many as ever.
+    pub events: u64,
 }
 
 /// What was done.
@@ -71,11 +84,24 @@ pub struct Counts {
     pub as_wanted: u64,
 }
 
+impl Counts {
+    /// Adds what another history did.
+    pub fn add(&mut self, more: &Self) {
+        self.events += more.events;
+        self.controller_plans += more.controller_plans;
+        self.node_plans += more.node_plans;
+        self.writes += more.writes;
+        self.as_wanted += more.as_wanted;
+    }
+}
+
 #[derive(Debug, Clone, Default)]
 struct Volume {
     present: bool,
     sidecar: Option<Sidecar>,
     trashed: Option<Sidecar>,
+    /// Somebody removed the file by hand; an administrator puts it back in the end.
+    lost: Option<Sidecar>,
 }
 
 /// One history.
@@ -101,6 +127,11 @@ pub struct Sim {
     freeze_time: usize,
     /// Faults that come often in this history: what goes wrong together differs from seed to seed.
     favourites: [usize; 3],
+    seed: u64,
+    /// Writes by this name stay on their way.
+    held: Option<&'static str>,
+    /// The host that a prelude speaks of.
+    marked: Option<String>,
     ghost: Ghost,
     rules: Rules,
     faults: u64,
@@ -124,7 +155,10 @@ impl Sim {
         let mut rng = Rng::new(seed);
         let hosts = 2 + rng.below(2);
         let clones = rng.one_in(4);
-        let favourites = std::array::from_fn(|_| rng.below(30));
+        let favourites = std::array::from_fn(|_| match rules.favourites {
+            [] => rng.below(MISHAPS),
+            some => some[rng.below(some.len())],
+        });
         let mut sim = Self {
             rng,
             ms: 0,
@@ -149,6 +183,9 @@ impl Sim {
             settling: false,
             freeze_time: 0,
             favourites,
+            seed,
+            held: None,
+            marked: None,
             ghost: Ghost::default(),
             rules,
             faults: 0,
@@ -213,9 +250,17 @@ impl Sim {
             }
             self.settling = false;
         }
-        while (self.counts.events < EVENTS || self.faults < 3) && self.violations.is_empty() {
+        for scene in self.rules.prelude {
+            self.play(*scene);
+            if !self.violations.is_empty() {
+                return;
+            }
+        }
+        let events = if self.rules.events > 0 { self.rules.events } else { EVENTS };
+        while self.counts.events < events && self.violations.is_empty() {
             self.event();
         }
+        self.rng = Rng::new(self.seed).derived(u64::MAX);
         if !self.violations.is_empty() {
             return;
         }
@@ -230,6 +275,14 @@ impl Sim {
 
     fn event(&mut self) {
         self.counts.events += 1;
+        // Each event draws from numbers of its own, so that one that is left out changes no other.
+        self.rng = Rng::new(self.seed).derived(self.counts.events);
+        if self.rules.dropped.contains(&self.counts.events) {
+            return;
+        }
+        if !self.rules.deeds.is_empty() && self.rng.one_in(8) {
+            self.user_acts();
+        }
         let ms = if self.rng.one_in(20) { self.rng.below(20_000) } else { self.rng.below(1200) };
         let ms = if self.freeze_time > 0 { 1 } else { i64::try_from(ms).unwrap_or(1) };
         self.freeze_time = self.freeze_time.saturating_sub(1);
@@ -319,6 +372,11 @@ impl Sim {
                 guest.visible = true;
             }
         }
+        for volume in self.volumes.values_mut() {
+            if let Some(sidecar) = volume.lost.take() {
+                (volume.present, volume.sidecar) = (true, Some(sidecar));
+            }
+        }
         for (path, token) in std::mem::take(&mut self.bad_tokens) {
             self.tokens.insert(path, TokenFact::Present(token));
         }
@@ -336,12 +394,17 @@ impl Sim {
                 return;
             }
             let writes = self.store.writes;
-            let did = self.work_in_peace(if round < 30 { 2000 } else { 9000 });
+            // While nothing is left to do, only what is due at a certain time can come: that is passed more quickly.
+            let did = self.work_in_peace(match (round, quiet) {
+                (0..30, 0..4) => 2000,
+                (_, 0..4) => 9000,
+                _ => 19_000,
+            });
             if confirms && round % 20 == 19 && quiet == 0 {
                 self.confirm_truth();
             }
             quiet = if did || self.store.writes != writes { 0 } else { quiet + 1 };
-            if quiet >= 36 {
+            if quiet >= 20 {
                 return;
             }
         }
@@ -358,7 +421,12 @@ impl Sim {
 
     /// One round in which everybody does all there is to do.
     fn work_in_peace(&mut self, ms: i64) -> bool {
-        self.pass(ms);
+        // Never more at once than a leader may miss.
+        let mut left = ms;
+        while left > 0 {
+            self.pass(left.min(9000));
+            left -= 9000;
+        }
         let mut did = false;
         for c in 0..self.controllers.len() {
             did |= self.controller_settles(c);
@@ -412,9 +480,8 @@ impl Sim {
         let mut did = false;
         let uids: BTreeSet<String> = self.worker_uids(m).into_iter().collect();
         for uid in &uids {
-            let before = self.is_waiting_for_get(m, uid);
-            let worked = self.work(m, uid);
-            did |= worked && !before;
+            // A worker that only reads its object again, and again, is at rest.
+            did |= self.work(m, uid) == Worked::Did;
             did |= self.post(m, uid);
         }
         did |= self.answer(m);
@@ -428,11 +495,6 @@ impl Sim {
             self.machines[m].end_guest(&uid, node_plan::facts::ExitKind::Shutdown, now);
         }
         did
-    }
-
-    /// Whether all a worker can do is to read its object again.
-    fn is_waiting_for_get(&self, m: usize, uid: &str) -> bool {
-        self.peek(m, uid).is_some_and(|(plan, _)| plan.needs_get && plan.steps.is_empty())
     }
 
     /// With unchanged ledgers, any restore reaches the placement from before it without stopping a guest.
@@ -455,6 +517,7 @@ impl Sim {
         let bump = self.rng.one_in(2);
         self.store.restore(&backup, bump);
         self.ghost.last_epochs.clear();
+        self.ghost.made.clear();
         self.scrub();
         self.come_to_rest();
         if !self.violations.is_empty() {

@@ -139,6 +139,7 @@ pub fn intent(
     let acts = acts.values().filter_map(pending).collect();
     Some(Intent {
         grant: placement.grant(),
+        listed: false,
         generation: vm.metadata.generation.unwrap_or_default(),
         accepted_generation: placement.generation,
         deleting: vm.metadata.deletion_timestamp.is_some(),

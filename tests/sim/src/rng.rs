@@ -10,6 +10,11 @@ impl Rng {
         Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ 0x5851_f42d_4c95_7f2d)
     }
 
+    /// Another source, as far from this one as can be.
+    pub fn derived(&self, n: u64) -> Self {
+        Self::new(self.0 ^ n.wrapping_mul(0xd605_bbb5_8c8a_bc2d))
+    }
+
     /// Any number.
     pub fn number(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);

@@ -42,10 +42,11 @@ pub enum Fault {
     FalseConfirmation,
     VmRecreated,
     DiskEditedIntoSecondVm,
+    VolumeLost,
 }
 
 /// All of them.
-pub const FAULTS: [Fault; 27] = [
+pub const FAULTS: [Fault; 28] = [
     Fault::ControllerDies,
     Fault::ControllerFreezes,
     Fault::SlowWrite,
@@ -73,7 +74,24 @@ pub const FAULTS: [Fault; 27] = [
     Fault::FalseConfirmation,
     Fault::VmRecreated,
     Fault::DiskEditedIntoSecondVm,
+    Fault::VolumeLost,
 ];
+
+/// How many kinds of things [`Sim::goes_wrong`] knows.
+pub const MISHAPS: usize = 31;
+/// Numbers of some of them, to favour.
+pub const RESTORE: usize = 7;
+pub const LEDGER_LOST: usize = 15;
+pub const CLONE: usize = 16;
+pub const CUT: usize = 17;
+pub const DISOWNED: usize = 22;
+pub const BACKUP: usize = 28;
+pub const VOLUME_LOST: usize = 30;
+/// Numbers of some things users do, to favour.
+pub const STRATEGY: usize = 0;
+pub const DELETE_VM: usize = 5;
+pub const DATA_DISK: usize = 9;
+pub const DISK_COMES_AND_GOES: usize = 11;
 
 const NAMES: [&str; 2] = ["vm1", "vm2"];
 
@@ -103,7 +121,10 @@ impl Sim {
         let vm = self.store.world.vm(&key(name)).cloned();
         let Some(vm) = vm else { return self.create_vm(name) };
         let uid = vm.metadata.uid.clone().unwrap_or_default();
-        match self.rng.below(14) {
+        let deeds = self.rules.deeds;
+        let favourite = self.rng.pick(deeds).copied();
+        let any = self.rng.below(14);
+        match favourite.filter(|_| any > 3).unwrap_or(any) {
             0..=3 => {
                 let strategies = [
                     RunStrategy::Always,
@@ -248,7 +269,7 @@ impl Sim {
         let name = self.machines[m].name.clone();
         let now = self.now();
         let favourite = self.favourites[self.rng.below(3)];
-        let any = self.rng.below(30);
+        let any = self.rng.below(MISHAPS);
         match if self.rng.one_in(2) { favourite } else { any } {
             0 | 1 => {
                 if self.controllers[c].alive {
@@ -353,6 +374,15 @@ impl Sim {
             24..=26 => self.confirm_truth(),
             27 => self.confirm_lie(),
             28 => self.backups.push(self.store.backup()),
+            30 => {
+                let files: Vec<String> =
+                    self.volumes.iter().filter(|(_, v)| v.present).map(|(file, _)| file.clone()).collect();
+                let Some(file) = self.rng.pick(&files).cloned() else { return };
+                self.happens(Fault::VolumeLost, || file.clone());
+                let volume = self.volumes.entry(file).or_default();
+                volume.present = false;
+                volume.lost = volume.sidecar.take();
+            }
             _ => {
                 let _ = now;
                 self.freeze_time = 1 + self.rng.below(4);
@@ -366,6 +396,11 @@ impl Sim {
         }
         let at = self.rng.below(self.backups.len());
         let bump = self.rng.one_in(2);
+        self.bring_back(at, bump);
+    }
+
+    /// A backup is restored, with the versions it had or with higher ones.
+    pub fn bring_back(&mut self, at: usize, bump: bool) {
         let backup = self.backups[at].clone();
         if at == 0 {
             self.fault(Fault::BackupBeforeFirstGrant);
@@ -374,6 +409,7 @@ impl Sim {
         self.store.restore(&backup, bump);
         self.timeline += 1;
         self.ghost.last_epochs.clear();
+        self.ghost.made.clear();
         self.lie = None;
         self.scrub();
         // Later backups are of a timeline that is over; they stay on the shelf all the same.

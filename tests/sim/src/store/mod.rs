@@ -2,17 +2,23 @@
 //! kind from which every watcher reads at its own pace, backups and restores. Whole objects are kept, and the
 //! controller's writes have exactly the reference effect of their steps.
 
+mod apply;
+mod object;
+mod reported;
+
 use std::{collections::BTreeMap, sync::Arc};
 
-use controller_plan::{Key, Kind, Plan, Session, Step, World, effect};
+use controller_plan::{Key, Kind, World};
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{FieldsV1, ManagedFieldsEntry, ObjectMeta, Time};
 use kube::Resource;
 use serde_json::{Map, Value, json};
-use vireo_crds::{
-    meta::CONTROLLER_MANAGER,
-    v1alpha1::{Disk, Host, HostCluster, Placement, StorageDomain, VirtualMachine, VirtualMachineAction},
-};
+use vireo_crds::meta::CONTROLLER_MANAGER;
+
+pub use apply::set_reference;
+use object::decode;
+pub use object::{Object, all, get, remove};
+pub use reported::Reported;
 
 /// Kinds that are watched.
 pub const KINDS: [Kind; 6] = [
@@ -23,93 +29,6 @@ pub const KINDS: [Kind; 6] = [
     Kind::HostCluster,
     Kind::StorageDomain,
 ];
-
-/// An object of any kind.
-#[derive(Debug, Clone)]
-pub enum Object {
-    Vm(Arc<VirtualMachine>),
-    Disk(Arc<Disk>),
-    Act(Arc<VirtualMachineAction>),
-    Host(Arc<Host>),
-    Cluster(Arc<HostCluster>),
-    Domain(Arc<StorageDomain>),
-}
-
-impl Object {
-    /// Its metadata.
-    pub fn meta(&self) -> &ObjectMeta {
-        match self {
-            Self::Vm(o) => &o.metadata,
-            Self::Disk(o) => &o.metadata,
-            Self::Act(o) => &o.metadata,
-            Self::Host(o) => &o.metadata,
-            Self::Cluster(o) => &o.metadata,
-            Self::Domain(o) => &o.metadata,
-        }
-    }
-
-    /// Its kind.
-    pub fn kind(&self) -> Kind {
-        match self {
-            Self::Vm(_) => Kind::VirtualMachine,
-            Self::Disk(_) => Kind::Disk,
-            Self::Act(_) => Kind::VirtualMachineAction,
-            Self::Host(_) => Kind::Host,
-            Self::Cluster(_) => Kind::HostCluster,
-            Self::Domain(_) => Kind::StorageDomain,
-        }
-    }
-
-    /// Puts it into a world.
-    pub fn put(self, world: &mut World) {
-        match self {
-            Self::Vm(o) => world.put_vm(o),
-            Self::Disk(o) => world.put_disk(o),
-            Self::Act(o) => world.put_act(o),
-            Self::Host(o) => world.put_host(o),
-            Self::Cluster(o) => world.put_cluster(o),
-            Self::Domain(o) => world.put_domain(o),
-        }
-    }
-}
-
-/// Takes an object out of a world.
-pub fn remove(world: &mut World, kind: Kind, key: &Key) {
-    match kind {
-        Kind::VirtualMachine => world.remove_vm(key),
-        Kind::Disk => world.remove_disk(key),
-        Kind::VirtualMachineAction => world.remove_act(key),
-        Kind::Host => world.remove_host(&key.name),
-        Kind::HostCluster => world.remove_cluster(&key.name),
-        Kind::Network => world.remove_network(&key.name),
-        Kind::StorageDomain => world.remove_domain(&key.name),
-    }
-}
-
-/// The object of this kind and name.
-pub fn get(world: &World, kind: Kind, key: &Key) -> Option<Object> {
-    match kind {
-        Kind::VirtualMachine => world.vm(key).cloned().map(Object::Vm),
-        Kind::Disk => world.disk(key).cloned().map(Object::Disk),
-        Kind::VirtualMachineAction => world.act(key).cloned().map(Object::Act),
-        Kind::Host => world.host(&key.name).cloned().map(Object::Host),
-        Kind::HostCluster => world.cluster(&key.name).cloned().map(Object::Cluster),
-        Kind::StorageDomain => world.domain(&key.name).cloned().map(Object::Domain),
-        Kind::Network => None,
-    }
-}
-
-/// Everything in a world, in order.
-pub fn all(world: &World) -> Vec<Object> {
-    let mut all: Vec<Object> = Vec::new();
-    all.extend(world.clusters().map(|(_, o)| Object::Cluster(o.clone())));
-    all.extend(world.domains().map(|(_, o)| Object::Domain(o.clone())));
-    all.extend(world.hosts().map(|(_, o)| Object::Host(o.clone())));
-    all.extend(world.disks().cloned().map(Object::Disk));
-    all.extend(world.vms().cloned().map(Object::Vm));
-    all.extend(world.acts().cloned().map(Object::Act));
-    all
-}
 
 /// What a watch shows.
 #[derive(Debug, Clone)]
@@ -171,6 +90,8 @@ pub struct Store {
     pub nonces: Vec<String>,
     /// Hosts' Leases.
     pub leases: BTreeMap<String, Renewal>,
+    /// Renewals of them, ever.
+    pub renewals: u64,
     owners: BTreeMap<(String, String), Owner>,
     uids: u64,
     /// Mutation: neither version nor CEL rule is checked.
@@ -197,6 +118,7 @@ impl Store {
             nonce: None,
             nonces: Vec::new(),
             leases: BTreeMap::new(),
+            renewals: 0,
             owners: BTreeMap::new(),
             uids: 0,
             unconditional: false,
@@ -354,6 +276,15 @@ impl Store {
         }
     }
 
+    /// A user edits a Host's spec.
+    pub fn edit_host(&mut self, name: &str, edit: impl FnOnce(&mut vireo_crds::v1alpha1::HostSpec)) {
+        let Some(host) = self.world.host(name) else { return };
+        let mut host = host.as_ref().clone();
+        edit(&mut host.spec);
+        host.metadata.generation = host.metadata.generation.map(|g| g + 1);
+        self.store(Object::Host(Arc::new(host)));
+    }
+
     /// A daemon applies its part of a status, decided from `version` of the object with this `uid`.
     pub fn report<K>(
         &mut self,
@@ -396,89 +327,6 @@ impl Store {
         self.owners.get(&(uid.to_owned(), type_.to_owned())) == Some(&Owner::Node)
     }
 
-    /// Carries out a step of the controller's.
-    pub fn apply(&mut self, step: &Step, now: Timestamp) -> Result<Option<Object>, Refused> {
-        if let Step::CreateDisk { disk } = step {
-            let document = serde_json::to_value(disk).unwrap_or_default();
-            let created = self.create(Kind::Disk, document, now);
-            return created.map(Some).ok_or(Refused::Stale("exists".into()));
-        }
-        let Some(object) = step.object() else { return Ok(None) };
-        let key = Key::new(object.namespace.as_deref().unwrap_or_default(), &object.name);
-        let kind = object.kind;
-        let mut step = step.clone();
-        if self.unconditional || self.without_uid {
-            self.loosen(&mut step, kind, &key);
-        }
-        self.check(&step, &key)?;
-        if let Step::SetPlacement { session, .. } = &step {
-            self.world.set_session(Some(Session { nonce: session.clone(), ..Session::default() }));
-        }
-        let plan = Plan { steps: vec![step.clone()], ..Plan::default() };
-        let done = effect::apply_plan(&mut self.world, &plan, now);
-        self.world.set_session(None);
-        done.map_err(|error| Refused::Stale(error.to_string()))?;
-        if matches!(
-            step,
-            Step::EnsureHostAccess { .. } | Step::EnsureSecretAccess { .. } | Step::RemoveSecretAccess { .. }
-        ) {
-            return Ok(None);
-        }
-        self.own(&step, object.uid.clone());
-        match get(&self.world, kind, &key) {
-            Some(object) => Ok(Some(self.store(object))),
-            None => {
-                self.gone(kind, &key, &object.uid.clone(), now);
-                Ok(None)
-            }
-        }
-    }
-
-    fn own(&mut self, step: &Step, uid: String) {
-        let Some(Ok(body)) = step.status_body(&[], Timestamp::UNIX_EPOCH) else { return };
-        let applied: Vec<String> = body["conditions"]
-            .as_array()
-            .into_iter()
-            .flatten()
-            .filter_map(|c| Some(c["type"].as_str()?.to_owned()))
-            .collect();
-        self.owners
-            .retain(|(of, type_), owner| *of != uid || *owner == Owner::Node || applied.contains(type_));
-        for type_ in applied {
-            self.owners.insert((uid.clone(), type_), Owner::Controller);
-        }
-    }
-
-    /// Rule 3, as the type's CEL has it.
-    fn check(&self, step: &Step, key: &Key) -> Result<(), Refused> {
-        let (Step::SetPlacement { vm, status, .. } | Step::SetVmStatus { vm, status }) = step else {
-            return Ok(());
-        };
-        let stored = self.world.vm(key).filter(|o| o.metadata.uid.as_deref() == Some(&vm.uid));
-        let Some(old) = stored.and_then(|o| o.status.as_ref()?.placement.as_ref()) else { return Ok(()) };
-        if self.unconditional
-            || stored.and_then(|o| o.metadata.resource_version.as_ref()) != Some(&vm.resource_version)
-        {
-            return Ok(());
-        }
-        rule3(old, status.placement.as_ref()).map_err(|rule| Refused::Invalid(rule.into()))
-    }
-
-    fn loosen(&self, step: &mut Step, kind: Kind, key: &Key) {
-        let Some(stored) = get(&self.world, kind, key) else { return };
-        let meta = stored.meta().clone();
-        let (unconditional, without_uid) = (self.unconditional, self.without_uid);
-        set_reference(step, |object| {
-            if without_uid {
-                object.uid = meta.uid.clone().unwrap_or_default();
-                object.resource_version = meta.resource_version.clone().unwrap_or_default();
-            }
-            if unconditional && meta.uid.as_deref() == Some(&object.uid) {
-                object.resource_version = meta.resource_version.clone().unwrap_or_default();
-            }
-        });
-    }
-
     /// A backup.
     pub fn backup(&self) -> Backup {
         Backup {
@@ -513,100 +361,3 @@ impl Default for Store {
         Self::new()
     }
 }
-
-/// CEL rules of a placement, stated again.
-pub fn rule3(old: &Placement, new: Option<&Placement>) -> Result<(), &'static str> {
-    let Some(new) = new else { return Err("placement is unset") };
-    if new.last_epoch < old.last_epoch {
-        return Err("lastEpoch falls");
-    }
-    if new.epoch > new.last_epoch {
-        return Err("lastEpoch does not cover the grant");
-    }
-    if new.id == old.id
-        && (&new.host, &new.incarnation, new.epoch) != (&old.host, &old.incarnation, old.epoch)
-    {
-        return Err("a grant changes in place");
-    }
-    if new.id != old.id && new.epoch <= old.last_epoch && old.target.as_ref() != Some(&new.grant()) {
-        return Err("a new grant takes an old number");
-    }
-    Ok(())
-}
-
-/// Changes the reference to the object a step writes.
-pub fn set_reference(step: &mut Step, change: impl FnOnce(&mut controller_plan::ObjectRef)) {
-    match step {
-        Step::EnsureFinalizer { object } | Step::RemoveFinalizer { object, .. } => change(object),
-        Step::SetPlacement { vm, .. }
-        | Step::SetVmStatus { vm, .. }
-        | Step::EnsureSecretAccess { vm, .. }
-        | Step::RemoveSecretAccess { vm } => change(vm),
-        Step::SetDiskStatus { disk, .. } => change(disk),
-        Step::SetActStatus { act, .. } | Step::DeleteAct { act } => change(act),
-        Step::SetHostStatus { host, .. } | Step::EnsureHostAccess { host } => change(host),
-        Step::SetClusterStatus { cluster, .. } => change(cluster),
-        Step::SetNetworkStatus { network, .. } => change(network),
-        Step::SetDomainStatus { domain, .. } => change(domain),
-        Step::CreateDisk { .. } => {}
-    }
-}
-
-fn decode(kind: Kind, document: Value) -> Object {
-    fn of<K: serde::de::DeserializeOwned>(document: Value) -> Arc<K> {
-        Arc::new(
-            serde_json::from_value(document.clone()).unwrap_or_else(|error| panic!("{error}: {document}")),
-        )
-    }
-    match kind {
-        Kind::VirtualMachine => Object::Vm(of(document)),
-        Kind::Disk => Object::Disk(of(document)),
-        Kind::VirtualMachineAction => Object::Act(of(document)),
-        Kind::Host => Object::Host(of(document)),
-        Kind::HostCluster => Object::Cluster(of(document)),
-        Kind::StorageDomain | Kind::Network => Object::Domain(of(document)),
-    }
-}
-
-/// Kinds that daemons report about.
-pub trait Reported: Sized {
-    /// The stored object.
-    fn stored<'a>(world: &'a World, key: &Key) -> Option<&'a Arc<Self>>;
-    /// As an object of any kind.
-    fn wrap(object: Self) -> Object;
-    /// And back.
-    fn unwrap(object: Object) -> Option<Arc<Self>>;
-    /// Its conditions.
-    fn conditions(&mut self) -> &mut Vec<k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition>;
-}
-
-macro_rules! reported {
-    ($type:ident, $variant:ident, $get:expr) => {
-        impl Reported for $type {
-            fn stored<'a>(world: &'a World, key: &Key) -> Option<&'a Arc<Self>> {
-                let get: fn(&'a World, &Key) -> Option<&'a Arc<Self>> = $get;
-                get(world, key)
-            }
-
-            fn wrap(object: Self) -> Object {
-                Object::$variant(Arc::new(object))
-            }
-
-            fn unwrap(object: Object) -> Option<Arc<Self>> {
-                match object {
-                    Object::$variant(object) => Some(object),
-                    _ => None,
-                }
-            }
-
-            fn conditions(&mut self) -> &mut Vec<k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition> {
-                &mut self.status.get_or_insert_default().conditions
-            }
-        }
-    };
-}
-
-reported!(VirtualMachine, Vm, |world, key| world.vm(key));
-reported!(Disk, Disk, |world, key| world.disk(key));
-reported!(VirtualMachineAction, Act, |world, key| world.act(key));
-reported!(Host, Host, |world, key| world.host(&key.name));

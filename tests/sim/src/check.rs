@@ -22,6 +22,9 @@ pub struct Ghost {
     pub may_pause: BTreeSet<String>,
     /// Names of VMs deleted.
     pub deleted_names: BTreeSet<String>,
+    /// Grants made since the last restore. Of older ones only what a ledger holds is open: a host that finds one in a list
+    /// and has not accepted it never does.
+    pub made: BTreeSet<String>,
     /// lastEpoch by VM in this timeline.
     pub last_epochs: BTreeMap<String, i64>,
     released: BTreeSet<String>,
@@ -49,6 +52,7 @@ impl Sim {
             let text = format!("grant id {} is used for {known:?} and for {uid} {grant:?}", grant.id);
             self.violation("5", text);
         }
+        self.ghost.made.insert(grant.id.clone());
         let before = vm.status.as_ref().and_then(|s| s.placement.as_ref());
         for old in before.iter().filter(|p| p.id != placement.id) {
             match placement.evidence.iter().find(|e| e.grant_id == old.id) {
@@ -141,9 +145,9 @@ impl Sim {
     }
 
     /// A volume is being removed.
-    pub fn removing(&mut self, disk: &str) {
+    pub fn removing(&mut self, disk: &str, file: &str) {
         let open = self.machines.iter().find_map(|machine| {
-            let user = machine.guests.iter().find(|(_, g)| uses(g, disk))?;
+            let user = machine.guests.iter().find(|(_, g)| uses(g, file))?;
             Some(format!("{} on {}", user.0, machine.name))
         });
         if let Some(open) = open {
@@ -223,6 +227,7 @@ impl Sim {
             let alive =
                 self.machines.iter().any(|m| m.name == placement.host && m.lives_as(&placement.incarnation));
             if alive
+                && self.ghost.made.contains(&placement.id)
                 && !self.ghost.released.contains(&placement.id)
                 && !self.ghost.ended.contains_key(&placement.id)
             {
@@ -333,11 +338,11 @@ impl Sim {
     }
 }
 
-fn uses(guest: &Guest, disk: &str) -> bool {
+fn uses(guest: &Guest, file: &str) -> bool {
     guest
         .live
         .disks
         .iter()
         .filter_map(|d| d.path.as_deref())
-        .any(|path| path.ends_with(&format!("/{disk}.qcow2")))
+        .any(|path| path.ends_with(&format!("/{file}.qcow2")))
 }
