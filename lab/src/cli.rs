@@ -1,6 +1,7 @@
 //! The command line of vireo-lab.
 
 use std::ffi::OsString;
+use std::io::Write;
 use std::net::SocketAddr;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -167,8 +168,7 @@ pub fn run() -> Result<()> {
     let layout = Layout::new(cli.state.as_deref())?;
     match cli.command {
         Sub::Kubeconfig => {
-            println!("{}", layout.kubeconfig().display());
-            return Ok(());
+            return said(writeln!(std::io::stdout(), "{}", layout.kubeconfig().display()));
         }
         Sub::Image { which, out } => {
             return image::build(which, &out.unwrap_or_else(|| layout.images.clone()));
@@ -202,11 +202,19 @@ pub fn run() -> Result<()> {
 
 fn show(layout: &Layout, output: Output) -> Result<()> {
     let status = status::collect(layout, &State::load(&layout.dir)?)?;
-    match output {
-        Output::Table => status::print(&status),
-        Output::Json => println!("{}", serde_json::to_string_pretty(&status)?),
+    let mut out = std::io::stdout().lock();
+    said(match output {
+        Output::Table => status::print(&status, &mut out),
+        Output::Json => writeln!(out, "{}", serde_json::to_string_pretty(&status)?),
+    })
+}
+
+/// A reader that has seen enough and closed the pipe is no failure.
+fn said(outcome: std::io::Result<()>) -> Result<()> {
+    match outcome {
+        Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+        outcome => outcome.context("cannot write to standard output"),
     }
-    Ok(())
 }
 
 fn exec(layout: &Layout, host: &str, command: &[OsString]) -> Result<()> {

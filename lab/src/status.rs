@@ -1,5 +1,6 @@
 //! Shows what of a lab is there and runs, as people or programs read it.
 
+use std::io::{self, Write};
 use std::path::PathBuf;
 
 use anyhow::Result;
@@ -117,30 +118,33 @@ fn host_status(layout: &Layout, state: &State, name: &str) -> Result<Host> {
     })
 }
 
-pub fn print(status: &Status) {
+/// For people.
+pub fn print(status: &Status, out: &mut impl Write) -> io::Result<()> {
     let up = |process: &Process| if process.running { "running" } else { "down" };
-    println!("lab         {}", status.state_dir.display());
+    writeln!(out, "lab         {}", status.state_dir.display())?;
     match &status.fabric {
-        None => println!("fabric      down"),
+        None => writeln!(out, "fabric      down")?,
         Some(fabric) => {
-            println!("fabric      running");
-            println!("accelerator {}", if status.kvm { "kvm" } else { "tcg" });
+            writeln!(out, "fabric      running")?;
+            writeln!(out, "accelerator {}", if status.kvm { "kvm" } else { "tcg" })?;
             if !status.bare {
-                println!("api         {} at {}", up(&fabric.api), fabric.api_url);
-                println!("controller  {}", up(&fabric.controller));
-                println!("kubeconfig  {}", fabric.kubeconfig.display());
+                writeln!(out, "api         {} at {}", up(&fabric.api), fabric.api_url)?;
+                writeln!(out, "controller  {}", up(&fabric.controller))?;
+                writeln!(out, "kubeconfig  {}", fabric.kubeconfig.display())?;
             }
         }
     }
     if !status.hosts.is_empty() {
-        println!(
+        writeln!(
+            out,
             "\n{:<8} {:<6} {:<9} {:<9} {:<15} BOOT ID",
             "HOST", "POWER", "LIBVIRTD", "DAEMON", "ADDRESS"
-        );
+        )?;
     }
     for host in &status.hosts {
         let daemon = if status.bare { "-" } else { up(&host.daemon) };
-        println!(
+        writeln!(
+            out,
             "{:<8} {:<6} {:<9} {:<9} {:<15} {}",
             host.name,
             host.power,
@@ -148,9 +152,10 @@ pub fn print(status: &Status) {
             daemon,
             host.address,
             host.boot_id.as_deref().unwrap_or("-")
-        );
+        )?;
     }
     for cut in &status.cuts {
-        println!("network cut: {} from {}", cut.host, cut.from.as_deref().unwrap_or("everything"));
+        writeln!(out, "network cut: {} from {}", cut.host, cut.from.as_deref().unwrap_or("everything"))?;
     }
+    Ok(())
 }
