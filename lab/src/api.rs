@@ -197,6 +197,9 @@ pub fn start_daemon(layout: &Layout, host: &HostLayout, place: &Place) -> Result
     }
     if !host.dir.join("etc-vireo/node.yaml").exists() {
         join(layout, host, place).with_context(|| format!("cannot join {}", host.name))?;
+        // libvirt looks for hooks only when it starts, and joining has just written the one that asks for permits.
+        service::stop(place, host::LIBVIRTD)?;
+        host::start_libvirtd(layout, host, place)?;
     }
     host::daemon(layout, host)?.start(place, &layout.exe)
 }
