@@ -13,6 +13,7 @@ use crate::{
     ledger::LedgerFact,
     step::VmStep,
     vm::diff::SEED_DISK,
+    xml::DiskSource,
 };
 
 /// Changes `facts` as a successful `step` does.
@@ -76,6 +77,26 @@ pub fn apply(step: &VmStep, facts: &mut Facts, now: Timestamp) {
                 nic.link = *link;
             }
         }),
+        VmStep::SetMedia { disk, source } => live(facts, |live| {
+            for found in live.disks.iter_mut().filter(|found| found.name == *disk) {
+                found.path = match source {
+                    DiskSource::File { path, .. } => Some(path.clone()),
+                    DiskSource::Empty | DiskSource::Other(_) => None,
+                };
+                found.started_with = None;
+            }
+            forget_drift(live, &format!("disks[{disk}].source"));
+        }),
+        VmStep::SetNetwork { nic, mac: _, source: _ } => live(facts, |live| {
+            for found in live.nics.iter_mut().filter(|found| found.name == *nic) {
+                found.started_in = None;
+            }
+            forget_drift(live, &format!("interfaces[{nic}].source"));
+        }),
+        VmStep::EndWithGuest => live(facts, |live| {
+            forget_drift(live, "lifecycle.onPoweroff");
+            forget_drift(live, "lifecycle.onCrash");
+        }),
         VmStep::SetOnReboot { action } => live(facts, |live| live.on_reboot = *action),
         VmStep::WriteMetadata { metadata } => {
             live(facts, |live| live.metadata = Some(metadata.as_ref().clone()))
@@ -105,13 +126,21 @@ fn live(facts: &mut Facts, change: impl FnOnce(&mut LiveDomain)) {
     }
 }
 
+fn forget_drift(live: &mut LiveDomain, field: &str) {
+    live.drift.retain(|found| !found.path.starts_with(field));
+}
+
 fn started(
     metadata: &DomainMetadata,
     machine: &Machine,
     hardware: Option<&Hardware>,
     seeded: bool,
 ) -> LiveDomain {
-    let disk = |name: &str, path: Option<&String>| LiveDisk { name: name.into(), path: path.cloned() };
+    let disk = |name: &str, path: Option<&String>| LiveDisk {
+        name: name.into(),
+        path: path.cloned(),
+        started_with: None,
+    };
     let mut disks: Vec<_> = machine
         .disks
         .iter()
@@ -126,6 +155,7 @@ fn started(
         name: nic.name.clone(),
         mac: nic.mac.to_string(),
         link: nic.link,
+        started_in: None,
     };
     LiveDomain {
         name: metadata.vm.domain_name(),
@@ -142,6 +172,7 @@ fn started(
         serial: machine.serial_console,
         vnc: machine.vnc_socket.is_some(),
         hardware: Some(hardware.cloned().unwrap_or_else(|| chosen(machine))),
+        drift: Vec::new(),
     }
 }
 

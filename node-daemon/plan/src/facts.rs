@@ -10,6 +10,7 @@ use crate::{
     guard::{Guard, stands},
     intent::{ValidatedSpec, VmRef},
     ledger::LedgerFact,
+    xml::{DiskSource, FieldDiff, InterfaceSource},
 };
 
 /// Everything observed of one VM on this host.
@@ -171,6 +172,10 @@ pub struct LiveDomain {
     /// Machine type and device addresses libvirt settled on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hardware: Option<Hardware>,
+    /// Every field in which it differs from the domain that was started, as its metadata keeps that one. Empty also
+    /// where there is no such record.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub drift: Vec<FieldDiff>,
 }
 
 /// State of a domain.
@@ -239,6 +244,9 @@ pub struct LiveDisk {
     /// Image file; none: an empty drive.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub path: Option<String>,
+    /// What it held when the domain was started, if it holds something else now.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub started_with: Option<DiskSource>,
 }
 
 /// An interface of a live domain.
@@ -251,6 +259,9 @@ pub struct LiveNic {
     pub mac: String,
     /// Link.
     pub link: Link,
+    /// What it was plugged into when the domain was started, if that is something else now.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub started_in: Option<InterfaceSource>,
 }
 
 /// Our element in a domain's metadata: who it is, under which grant it runs, what it was built from.

@@ -92,6 +92,9 @@ pub fn lint(observation: &Observation, facts: &Facts, plan: &Plan) -> Vec<String
             | VmStep::Reset
             | VmStep::InjectNmi
             | VmStep::SetLink { .. }
+            | VmStep::SetMedia { .. }
+            | VmStep::SetNetwork { .. }
+            | VmStep::EndWithGuest
             | VmStep::SetOnReboot { .. }
             | VmStep::WriteMetadata { .. }
             | VmStep::Undefine { .. }

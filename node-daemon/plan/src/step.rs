@@ -12,6 +12,7 @@ use crate::{
     facts::{DiskToken, DomainMetadata, OnReboot, ShutdownVia},
     intent::{Fault, Machine, Seed, Wait},
     ledger::{Entry, Transition},
+    xml::{DiskSource, InterfaceSource},
 };
 
 /// One act on this host for one VM. Steps run in order and the first failure ends the run.
@@ -147,6 +148,24 @@ pub enum VmStep {
         /// Link.
         link: Link,
     },
+    /// The CD drive holds this, on the live domain.
+    SetMedia {
+        /// Name of the disk in the spec.
+        disk: String,
+        /// What it holds.
+        source: DiskSource,
+    },
+    /// The interface is plugged into this, on the live domain.
+    SetNetwork {
+        /// Name in the spec.
+        nic: String,
+        /// Address.
+        mac: String,
+        /// What it is plugged into.
+        source: InterfaceSource,
+    },
+    /// The live domain ends when the guest powers off or crashes.
+    EndWithGuest,
     /// A reset from inside does this, on the live domain.
     SetOnReboot {
         /// What.

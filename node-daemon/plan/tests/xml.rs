@@ -188,7 +188,7 @@ fn differences_are_named_field_by_field() {
     let named = [
         "disks[data]",
         "disks[target:vdz]",
-        "foreignDevices[0]",
+        "foreignDevices[hostdev]",
         "interfaces[eth0].link",
         "lifecycle.onReboot",
         "memory",

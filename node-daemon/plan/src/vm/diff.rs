@@ -8,6 +8,7 @@ use vireo_crds::{
     v1alpha1::{Applies, Cpu, Interface, Link, Memory, PendingChange, VirtualMachineSpec, VmDisk},
 };
 
+use super::drift;
 use crate::{
     facts::{Built, LiveDomain, LiveNic},
     intent::{CpuChoice, Wanted},
@@ -97,6 +98,12 @@ pub fn sort(built: &Built, wanted: &Wanted, live: &LiveDomain) -> Sorted {
     changes.next_boot("spec.watchdog", &old.watchdog, watchdog);
     changes.next_boot("spec.clock", &old.clock, clock);
     let Changes(mut pending) = changes;
+    for change in drift::explained(built, live) {
+        // One entry per field: what the spec says of it since is told already.
+        if !pending.iter().any(|known| known.path == change.path) {
+            pending.push(change);
+        }
+    }
     pending.truncate(64);
     Sorted { links: links(wanted, live), pending }
 }
@@ -288,7 +295,7 @@ fn text<T: serde::Serialize>(value: &T) -> String {
 }
 
 /// Cuts a text to what the API takes.
-fn short(text: String) -> String {
+pub(super) fn short(text: String) -> String {
     if text.chars().count() <= 250 { text } else { text.chars().take(249).chain(['…']).collect() }
 }
 

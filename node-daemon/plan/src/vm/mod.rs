@@ -8,6 +8,7 @@ pub mod backoff;
 pub mod diff;
 mod down;
 mod draft;
+mod drift;
 pub mod exit;
 mod orders;
 mod power;

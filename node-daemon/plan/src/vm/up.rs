@@ -10,6 +10,7 @@ use super::{
     acts, backoff,
     diff::{self, Sorted},
     draft::Draft,
+    drift,
     orders::Orders,
     power, start,
 };
@@ -66,6 +67,8 @@ pub(super) fn plan_up(
     if let (Some(sorted), Some(wanted)) = (sorted, orders.wanted) {
         plan_edits(draft, live, sorted);
         plan_hardware(draft, live, wanted);
+        // Last: a guest that holds on to the wrong medium must not keep anything else from being done.
+        drift::repairs(live).into_iter().for_each(|step| draft.step(step));
     }
 }
 
@@ -143,6 +146,10 @@ fn plan_io_resume(draft: &mut Draft<'_>) {
 fn plan_edits(draft: &mut Draft<'_>, live: &LiveDomain, sorted: &Sorted) {
     for diff::LinkChange { nic, mac, link } in &sorted.links {
         draft.step(VmStep::SetLink { nic: nic.clone(), mac: mac.clone(), link: *link });
+    }
+    // First: libvirt refuses a reset that ends the domain beside a power-off that does not.
+    if drift::outlives_guest(live) {
+        draft.step(VmStep::EndWithGuest);
     }
     // While edits wait, a reset must end the domain, so that it is started anew with them; and the ledger must know
     // before libvirt does, lest the end is taken for the guest's own shutdown. When nothing waits, a reset must

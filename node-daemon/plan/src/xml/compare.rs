@@ -69,7 +69,7 @@ fn as_wanted(wanted: &DomainConfig, mut live: DomainConfig) -> DomainConfig {
     live
 }
 
-/// Every leaf of a document by its path; members of lists by name, kind or place.
+/// Every leaf of a document by its path; members of lists by name, kind, their own text or place.
 pub(crate) fn fields(domain: &DomainConfig) -> BTreeMap<String, String> {
     let mut leaves = BTreeMap::new();
     flatten(String::new(), &serde_json::to_value(domain).unwrap_or_default(), &mut leaves);
@@ -86,8 +86,8 @@ fn flatten(path: String, value: &Value, leaves: &mut BTreeMap<String, String>) {
         }
         Value::Array(members) => {
             for (place, member) in members.iter().enumerate() {
-                let key =
-                    ["name", "kind"].iter().find_map(|key| member.get(key)?.as_str().map(str::to_owned));
+                let named = ["name", "kind"].iter().find_map(|key| member.get(key)?.as_str());
+                let key = named.or(member.as_str()).map(str::to_owned);
                 flatten(format!("{path}[{}]", key.unwrap_or_else(|| place.to_string())), member, leaves);
             }
         }

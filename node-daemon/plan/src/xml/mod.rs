@@ -43,7 +43,7 @@ pub use clock::Clock;
 pub use compare::{FieldDiff, compare};
 pub use controller::{Controller, ControllerKind};
 pub use cpu::{Cpu, CpuMode};
-pub use disk::{BackingFile, Disk, DiskAddress, DiskSource, disk_alias};
+pub use disk::{BackingFile, Disk, DiskAddress, DiskSource, ImageFormat, disk_alias};
 pub use domain::{DomainConfig, DomainType, parse, render};
 pub use features::Features;
 pub use graphics::{Graphics, GraphicsListen, InputDevice};

@@ -3,6 +3,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
+    hash::{DefaultHasher, Hash, Hasher},
     path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
@@ -26,6 +27,8 @@ const AGENT_SECONDS: i32 = 5;
 const EAGER: Duration = Duration::from_secs(1);
 const PATIENT: Duration = Duration::from_secs(10);
 const SETTLED: Duration = Duration::from_secs(60);
+/// How often a guest's domain is looked at for changes made by hand: libvirt has no event for most of them.
+const LOOK: Duration = Duration::from_secs(10);
 /// How long a guest counts as young.
 const YOUNG: Duration = Duration::from_secs(180);
 /// Size at which the record of a console is begun anew.
@@ -134,23 +137,56 @@ struct Task {
 impl Task {
     async fn run(self) {
         let since = Instant::now();
+        let mut shape = None;
+        let mut ask_at = since;
         loop {
-            let told = self.listen_once().await;
-            let settled = told.as_ref().is_some_and(|told| !told.addresses.is_empty());
-            if let Some(told) = told {
-                self.keep(told);
+            if Instant::now() >= ask_at {
+                ask_at = Instant::now() + self.ask_once(since).await;
             }
-            self.bound_console_log();
-            let pause = match (settled, since.elapsed() < YOUNG) {
-                (true, _) => SETTLED,
-                (false, true) => EAGER,
-                (false, false) => PATIENT,
-            };
+            self.look(&mut shape).await;
             tokio::select! {
-                () = self.ask.notified() => {}
-                () = tokio::time::sleep(pause) => {}
+                () = self.ask.notified() => ask_at = Instant::now(),
+                () = tokio::time::sleep(LOOK.min(ask_at.saturating_duration_since(Instant::now()))) => {}
             }
         }
+    }
+
+    /// Asks the guest, and says when to ask again.
+    async fn ask_once(&self, since: Instant) -> Duration {
+        let told = self.listen_once().await;
+        let settled = told.as_ref().is_some_and(|told| !told.addresses.is_empty());
+        if let Some(told) = told {
+            self.keep(told);
+        }
+        self.bound_console_log();
+        match (settled, since.elapsed() < YOUNG) {
+            (true, _) => SETTLED,
+            (false, true) => EAGER,
+            (false, false) => PATIENT,
+        }
+    }
+
+    /// Tells when the domain is not what it was at the last look; what that means is for the plan to say.
+    async fn look(&self, shape: &mut Option<u64>) {
+        let uuid = self.uuid.clone();
+        let read = self.connections.call(Lane::Queries, "look-at-domain", move |conn| {
+            let of = |e| LibvirtError::of("looking at a domain", e);
+            let text =
+                conn.lookup_domain_by_uuid_string(&uuid).and_then(|domain| domain.xml_desc(0)).map_err(of)?;
+            let mut hasher = DefaultHasher::new();
+            text.hash(&mut hasher);
+            Ok(hasher.finish())
+        });
+        // A domain that cannot be read now is read again at the next look.
+        let Ok(found) = read.await else { return };
+        if shape.replace(found).is_some_and(|before| before != found) {
+            self.tell_changed();
+        }
+    }
+
+    fn tell_changed(&self) {
+        let _ =
+            self.sender.send(HostEvent::Domain { uuid: self.uuid.clone(), event: DomainEvent::GuestChanged });
     }
 
     fn keep(&self, new: Told) {
@@ -160,8 +196,7 @@ impl Task {
         }
         *told = new;
         drop(told);
-        let _ =
-            self.sender.send(HostEvent::Domain { uuid: self.uuid.clone(), event: DomainEvent::GuestChanged });
+        self.tell_changed();
     }
 
     /// What the guest tells now; none if it could not be asked, and then what it told before stands.

@@ -1,6 +1,7 @@
 //! The host as libvirt and this machine's file systems have it.
 
 pub mod connection;
+mod device;
 pub mod error;
 pub mod events;
 mod exits;
@@ -187,6 +188,9 @@ impl LibvirtHost {
             | VmStep::Pause
             | VmStep::Resume
             | VmStep::SetLink { .. }
+            | VmStep::SetMedia { .. }
+            | VmStep::SetNetwork { .. }
+            | VmStep::EndWithGuest
             | VmStep::SetOnReboot { .. }
             | VmStep::WriteMetadata { .. }
             | VmStep::Undefine { .. } => {

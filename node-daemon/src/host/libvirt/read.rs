@@ -7,7 +7,7 @@ use node_plan::{
     },
     intent::VmRef,
     orphan::Found,
-    xml::{self, DiskSource, LifecycleAction, interface::LinkState},
+    xml::{self, DiskSource, LifecycleAction, build::BuiltDomain, interface::LinkState},
 };
 use vireo_crds::v1alpha1::{Hardware, Link};
 use virt::{
@@ -26,6 +26,8 @@ pub mod note {
     pub const CPU_MODEL: &str = "cpuModel";
     /// Where its devices sit.
     pub const HARDWARE: &str = "hardware";
+    /// The domain that was started, by which changes made by hand are known.
+    pub const DOMAIN: &str = "domain";
 }
 
 /// The domain of a VM, by uuid or else by name.
@@ -122,6 +124,7 @@ fn stranger(name: String, uuid: String, state: DomainState, persistent: bool) ->
         serial: false,
         vnc: false,
         hardware: None,
+        drift: Vec::new(),
     }
 }
 
@@ -136,6 +139,20 @@ fn live(
         .map_err(|e| LibvirtError::Answer { call: "reading a domain", message: e.to_string() })?;
     let hardware =
         config.metadata.as_ref().and_then(|ours| kept_hardware(ours, observed.machine_type.as_deref()));
+    let started = config.metadata.as_ref().and_then(started);
+    let drift = started.as_ref().map(|started| xml::compare(started, &config)).unwrap_or_default();
+    let source_drifted = |device: &str| {
+        let source = format!("{device}.source");
+        drift.iter().any(|found| found.path.starts_with(&source))
+    };
+    let medium = |name: &str| {
+        let started = started.as_ref().filter(|_| source_drifted(&format!("disks[{name}]")))?;
+        Some(started.disks.iter().find(|disk| disk.name == name)?.source.clone())
+    };
+    let network = |name: &str| {
+        let started = started.as_ref().filter(|_| source_drifted(&format!("interfaces[{name}]")))?;
+        Some(started.interfaces.iter().find(|nic| nic.name == name)?.source.clone())
+    };
     Ok(LiveDomain {
         metadata,
         state,
@@ -156,6 +173,7 @@ fn live(
                     DiskSource::File { path, .. } => Some(path.clone()),
                     DiskSource::Empty | DiskSource::Other(_) => None,
                 },
+                started_with: medium(&disk.name),
             })
             .collect(),
         nics: config
@@ -169,6 +187,7 @@ fn live(
                     LinkState::Down => Link::Down,
                     LinkState::Other(_) => Link::Unknown,
                 },
+                started_in: network(&nic.name),
             })
             .collect(),
         agent: match (config.channels.is_empty(), observed.agent_connected) {
@@ -181,7 +200,13 @@ fn live(
         hardware,
         name: config.name,
         uuid: config.uuid,
+        drift,
     })
+}
+
+/// The record of the domain that was started; none if there is none, or another version wrote it in other words.
+fn started(ours: &xml::DomainMetadata) -> Option<xml::DomainConfig> {
+    serde_json::from_value(ours.notes.get(note::DOMAIN)?.clone()).ok()
 }
 
 /// The record made when the domain was built, with the machine type libvirt settled on.
@@ -212,8 +237,8 @@ fn metadata(text: &str) -> Result<Option<DomainMetadata>, LibvirtError> {
     }))
 }
 
-/// The element to keep in a domain.
-pub fn to_element(metadata: &DomainMetadata, hardware: Option<&Hardware>) -> xml::DomainMetadata {
+/// The element to keep in a domain, with the record of what was started if that is known.
+pub fn to_element(metadata: &DomainMetadata, built: Option<&BuiltDomain>) -> xml::DomainMetadata {
     let mut notes = serde_json::Map::new();
     let mut note = |key: &str, value: serde_json::Result<serde_json::Value>| {
         if let Ok(value) = value
@@ -224,7 +249,8 @@ pub fn to_element(metadata: &DomainMetadata, hardware: Option<&Hardware>) -> xml
     };
     note(note::SPEC, serde_json::to_value(&metadata.built.spec));
     note(note::CPU_MODEL, serde_json::to_value(&metadata.built.cpu_model));
-    note(note::HARDWARE, serde_json::to_value(hardware));
+    note(note::HARDWARE, serde_json::to_value(built.map(|built| &built.hardware)));
+    note(note::DOMAIN, serde_json::to_value(built.map(|built| without_metadata(&built.domain))));
     xml::DomainMetadata {
         installation_id: metadata.installation_id.clone(),
         vm_uid: metadata.vm.uid.clone(),
@@ -235,6 +261,10 @@ pub fn to_element(metadata: &DomainMetadata, hardware: Option<&Hardware>) -> xml
         spec_hash: metadata.built.spec_hash.clone(),
         notes,
     }
+}
+
+fn without_metadata(domain: &xml::DomainConfig) -> xml::DomainConfig {
+    xml::DomainConfig { metadata: None, ..domain.clone() }
 }
 
 fn state(handle: &Domain) -> Result<DomainState, LibvirtError> {

@@ -18,7 +18,7 @@ use vireo_crds::{
 };
 use virt::{connect::Connect, domain::Domain};
 
-use super::{error::LibvirtError, events, read};
+use super::{device, error::LibvirtError, events, read};
 use crate::{
     error::RetryClass,
     host::{StepError, Target},
@@ -62,8 +62,8 @@ pub fn start(conn: &Connect, start: &Start<'_>, libvirt_tpm_dir: &str) -> Result
         metadata: read::to_element(start.metadata, None),
     };
     let built = build_domain(&input).map_err(refused)?;
-    // The record of addresses is known only now, and belongs into the metadata.
-    input.metadata = read::to_element(start.metadata, Some(&built.hardware));
+    // The record of addresses and of the domain is known only now, and belongs into the metadata.
+    input.metadata = read::to_element(start.metadata, Some(&built));
     let built = build_domain(&input).map_err(refused)?;
     let text = xml::render(&built.domain);
     conn.create_domain_xml(&text, 0).map_err(|e| LibvirtError::of("starting the domain", e))?;
@@ -135,6 +135,24 @@ fn on_handle(handle: &Domain, step: &VmStep) -> Result<(), StepError> {
             };
             handle.update_device_flags(&device, live).map_err(of("setting the link of an interface"))
         }
+        VmStep::SetMedia { disk, source } => {
+            let text = handle.xml_desc(0).map_err(of("reading the domain"))?;
+            let device = device::with_medium(&text, disk, source).map_err(no_device)?;
+            handle.update_device_flags(&device, live).map_err(of("changing the medium of a CD drive"))
+        }
+        VmStep::SetNetwork { nic, source, .. } => {
+            let text = handle.xml_desc(0).map_err(of("reading the domain"))?;
+            let device = device::with_network(&text, nic, source).map_err(no_device)?;
+            handle.update_device_flags(&device, live).map_err(of("plugging in an interface"))
+        }
+        VmStep::EndWithGuest => {
+            let destroy = virt_sys::VIR_DOMAIN_LIFECYCLE_ACTION_DESTROY;
+            for event in [virt_sys::VIR_DOMAIN_LIFECYCLE_POWEROFF, virt_sys::VIR_DOMAIN_LIFECYCLE_CRASH] {
+                let set = handle.set_lifecycle_action(event, destroy, live);
+                set.map_err(of("setting what the guest's end does"))?;
+            }
+            Ok(())
+        }
         VmStep::SetOnReboot { action } => {
             let action = match action {
                 OnReboot::Restart => virt_sys::VIR_DOMAIN_LIFECYCLE_ACTION_RESTART,
@@ -195,4 +213,8 @@ fn undefine(handle: &Domain, target: &Target, name: &str) -> Result<(), StepErro
         // Flags an older libvirt or a guest without TPM does not take.
         Err(_) => handle.undefine_flags(virt_sys::VIR_DOMAIN_UNDEFINE_KEEP_NVRAM).map_err(of),
     }
+}
+
+fn no_device(message: String) -> StepError {
+    StepError::new(RetryClass::Transient, message)
 }

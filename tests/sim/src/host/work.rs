@@ -312,6 +312,9 @@ fn needs_libvirt(step: &VmStep) -> bool {
             | VmStep::Pause
             | VmStep::Resume
             | VmStep::SetLink { .. }
+            | VmStep::SetMedia { .. }
+            | VmStep::SetNetwork { .. }
+            | VmStep::EndWithGuest
             | VmStep::SetOnReboot { .. }
             | VmStep::WriteMetadata { .. }
             | VmStep::Undefine { .. }
