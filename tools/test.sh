@@ -45,14 +45,12 @@ cargo_test() { cargo test --locked --release -j"$jobs" "$@"; }
 
 api_tests=(--test schema_api --test identity_api --test kubectl_api --test writes_api --test orders_api)
 
-lab_tests() {
-  cargo_test -p lab -- --test-threads=1 &&
-    cargo_test -p system-tests --test lab_lifecycle -- --test-threads=1 lab_a_first_vm lab_a_guests_reboot lab_acts lab_edits lab_hardware
+lab_guests_tests() { # TEST...
+  cargo_test -p system-tests --test lab_guests -- --test-threads=3 "$@"
 }
 
-lab_more_tests() {
-  cargo_test -p system-tests --test lab_lifecycle --test lab_outlive --test lab_disks --test lab_bad_input --test lab_debian -- --test-threads=1 lab_
-}
+# What every run shows of real guests; `lab-guests` shows all.
+brief=(lifecycle::lab_a_first_vm lifecycle::lab_a_guests_reboot lifecycle::lab_acts lifecycle::lab_edits lifecycle::lab_hardware)
 
 # A suite that runs only when it is named: too long for every run. It counts as skipped, by name.
 by_hand() { # NAME WHAT COMMAND
@@ -72,8 +70,9 @@ suite standalone "the API server, for real" standalone/go.sh test -vet=off -coun
 suite sim "both planners under faults, in simulated histories" cargo_test -p simulation
 suite model "both planners in every history of a small fleet" cargo_test -p system-model --test explore -- --nocapture
 suite api "against the real API server" cargo_test -p system-tests "${api_tests[@]}"
-suite lab "hosts in namespaces, guest images, real guests" lab_tests
-by_hand lab-more "the rest of the lab's tests with real guests, about half an hour" lab_more_tests
+suite lab "hosts in namespaces, guest images" cargo_test -p lab -- --test-threads=1
+suite lab-brief "the life of real guests on the lab's hosts, in brief" lab_guests_tests "${brief[@]}"
+by_hand lab-guests "all tests with real guests, about half an hour" lab_guests_tests
 by_hand fuzz "every reader of what others wrote, with random input, 15 s each" tools/fuzz.sh
 grep -hs ' executions, ' "$logs/fuzz.log" | sed 's/^/  /' || true
 suite install "install-single on a Debian with systemd, a VM, a reboot, uninstall-single" tools/test-install.sh

@@ -9,17 +9,17 @@ use std::{
         atomic::{AtomicU32, Ordering},
         mpsc::{Receiver, channel},
     },
-    time::{Duration, Instant},
+    time::Duration,
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use kube::{
     Client, Config,
     config::{KubeConfigOptions, Kubeconfig},
 };
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::root;
+use crate::{root, wait::until_blocking};
 
 const START_LIMIT: Duration = Duration::from_secs(90);
 
@@ -150,19 +150,13 @@ impl ApiServer {
     }
 
     fn wait_ready(&self) -> Result<()> {
-        let deadline = Instant::now() + START_LIMIT;
-        loop {
-            if self.kubeconfig().exists()
-                && self.kubectl(User::Admin, ["get", "--raw", "/readyz"])?.status.success()
-            {
-                return Ok(());
-            }
-            if Instant::now() >= deadline {
-                let log = std::fs::read_to_string(self.data.join("log")).unwrap_or_default();
-                bail!("vireo-standalone not ready within {START_LIMIT:?}:\n{log}");
-            }
-            std::thread::sleep(Duration::from_millis(100));
-        }
+        until_blocking("vireo-standalone is ready", START_LIMIT, || {
+            let log = || std::fs::read_to_string(self.data.join("log")).unwrap_or_default();
+            ensure!(self.kubeconfig().exists(), "no kubeconfig:\n{}", log());
+            let ready = self.kubectl(User::Admin, ["get", "--raw", "/readyz"])?;
+            ensure!(ready.status.success(), "not ready:\n{}", log());
+            Ok(())
+        })
     }
 
     fn install_chart(&self) -> Result<()> {

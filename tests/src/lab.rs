@@ -2,20 +2,24 @@
 
 mod faults;
 mod guest;
+mod objects;
+mod turns;
 pub mod web;
+
+pub use turns::{Turn, alone, shared};
 
 use std::{
     ffi::OsStr,
     path::{Path, PathBuf},
     process::{Command, Output},
-    sync::OnceLock,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use anyhow::{Context, Result, bail};
+use objects::Objects;
 use serde_json::Value;
 
-use crate::root;
+use crate::{root, wait::until_blocking};
 
 /// How long a guest may take to boot here: emulated guests on two busy cores.
 pub const BOOT_LIMIT: Duration = Duration::from_secs(120);
@@ -23,21 +27,14 @@ pub const BOOT_LIMIT: Duration = Duration::from_secs(120);
 /// A running lab.
 pub struct Lab {
     state: PathBuf,
-}
-
-/// The lab of this test run (`VIREO_LAB_TEST_STATE` names another state folder than `target/lab-test`) with network `nat`, domains `shared` and `local`, and the tiny guest's image and kernel.
-pub fn shared() -> Result<&'static Lab> {
-    static LAB: OnceLock<Result<Lab, String>> = OnceLock::new();
-    let state = std::env::var("VIREO_LAB_TEST_STATE").unwrap_or_else(|_| "target/lab-test".to_owned());
-    LAB.get_or_init(|| Lab::up(&state, 3).map_err(|error| format!("{error:#}")))
-        .as_ref()
-        .map_err(|error| anyhow::anyhow!("{error}"))
+    objects: Objects,
 }
 
 impl Lab {
     /// Brings a lab up under this state folder, or finds it up.
     pub fn up(state: &str, hosts: u32) -> Result<Self> {
-        let lab = Self { state: root().join(state) };
+        let state = root().join(state);
+        let lab = Self { objects: Objects::new(state.join("kubeconfig")), state };
         lab.lab(["up", "--hosts", &hosts.to_string()])?;
         let folder = root().join("examples");
         for file in ["infrastructure/network-nat.yaml", "quickstart/storage.yaml"] {
@@ -140,23 +137,14 @@ impl Lab {
         self.kubectl(["apply".as_ref(), "-f".as_ref(), file.path().as_os_str()])
     }
 
-    /// An object as JSON.
+    /// An object as JSON. Those of a namespace are looked for in `default`.
     pub fn get(&self, kind: &str, name: &str) -> Result<Value> {
-        Ok(serde_json::from_str(&self.kubectl(["get", kind, name, "-o", "json"])?)?)
+        self.objects.get(kind, name)
     }
 
     /// Waits until `probe` says what it saw is right, or fails with what it saw last.
-    pub fn until<T>(&self, what: &str, limit: Duration, mut probe: impl FnMut() -> Result<T>) -> Result<T> {
-        let deadline = Instant::now() + limit;
-        loop {
-            match probe() {
-                Ok(value) => return Ok(value),
-                Err(seen) if Instant::now() >= deadline => {
-                    bail!("{what}: not within {limit:?}; last seen: {seen:#}")
-                }
-                Err(_) => std::thread::sleep(Duration::from_millis(200)),
-            }
-        }
+    pub fn until<T>(&self, what: &str, limit: Duration, probe: impl FnMut() -> Result<T>) -> Result<T> {
+        until_blocking(what, limit, probe)
     }
 
     /// Waits until a VM's field (a JSON pointer) has this value.

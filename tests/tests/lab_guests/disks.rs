@@ -7,7 +7,7 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
-use system_tests::lab::{Lab, condition, shared, tiny_vm, web::Page};
+use system_tests::lab::{Lab, alone, condition, shared, tiny_vm, web::Page};
 
 const SHARED: &str = "/srv/vireo/shared";
 
@@ -57,7 +57,7 @@ fn same_content(lab: &Lab, one: &str, other: &str) -> Result<()> {
 
 #[test]
 fn lab_volumes_have_the_format_size_and_allocation_asked_for() -> Result<()> {
-    let lab = shared()?;
+    let lab = &*shared()?;
     const MIB: i64 = 1 << 20;
     // Name, spec, format, size in MiB, whether the space is taken.
     let rows = [
@@ -126,7 +126,7 @@ fn lab_volumes_have_the_format_size_and_allocation_asked_for() -> Result<()> {
 
 #[test]
 fn lab_an_import_shows_its_progress_and_survives_its_daemon() -> Result<()> {
-    let lab = shared()?;
+    let lab = &*alone()?;
     let image = std::fs::read(system_tests::root().join("target/images/tiny.qcow2"))?;
     let digest = lab.exec("host1", ["sha256sum", &format!("{SHARED}/files/tiny.qcow2")])?;
     let digest = digest.split(' ').next().unwrap_or_default().to_owned();
@@ -183,7 +183,7 @@ fn lab_an_import_shows_its_progress_and_survives_its_daemon() -> Result<()> {
 
 #[test]
 fn lab_a_deleted_volume_comes_back_from_the_trash_and_a_retained_one_stays() -> Result<()> {
-    let lab = shared()?;
+    let lab = &*shared()?;
     for name in ["thrown", "kept", "thrown-back", "kept-back", "thrown-elsewhere"] {
         gone(lab, "vdisk", name)?;
     }
@@ -266,7 +266,7 @@ fn lab_a_deleted_volume_comes_back_from_the_trash_and_a_retained_one_stays() -> 
 
 #[test]
 fn lab_a_cd_is_seen_and_an_ephemeral_disk_forgets() -> Result<()> {
-    let lab = shared()?;
+    let lab = &*shared()?;
     for name in ["throwaway", "throwaway-2"] {
         lab.delete_vm(name)?;
     }
@@ -333,7 +333,7 @@ spec:
 
 #[test]
 fn lab_a_disk_on_a_local_domain_keeps_its_vm_on_its_host() -> Result<()> {
-    let lab = shared()?;
+    let lab = &*shared()?;
     lab.delete_vm("settled")?;
     for host in ["host1", "host2", "host3"] {
         let copy = format!(

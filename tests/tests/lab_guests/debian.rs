@@ -8,13 +8,13 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
-use system_tests::lab::{Lab, binary, condition, shared, tiny_vm};
+use system_tests::lab::{Lab, Turn, binary, condition, shared, tiny_vm};
 
 /// Two emulated Debians boot at once on two busy cores.
 const DEBIAN_LIMIT: Duration = Duration::from_secs(420);
 
 /// Puts the Debian image into the lab; builds it where it was never built.
-fn debian() -> Result<&'static Lab> {
+fn debian() -> Result<Turn> {
     let lab = shared()?;
     lab.lab(["image", "debian"])?;
     let image = system_tests::root().join("target/images/debian.qcow2");
@@ -67,7 +67,7 @@ fn facts(lab: &Lab, vm: &str, hostname: &str) -> Result<Value> {
 
 #[test]
 fn lab_debian_is_what_cloud_init_says_and_boots_securely() -> Result<()> {
-    let lab = debian()?;
+    let lab = &*debian()?;
     for name in ["debian-secure", "debian-plain"] {
         lab.delete_vm(name)?;
     }
@@ -198,7 +198,7 @@ const VARIABLE: &str = "/sys/firmware/efi/efivars/VireoTest-12345678-1234-1234-1
 
 #[test]
 fn lab_firmware_variables_and_tpm_state_follow_a_vm_to_another_host() -> Result<()> {
-    let lab = shared()?;
+    let lab = &*shared()?;
     for name in ["keeper", "unsigned"] {
         lab.delete_vm(name)?;
     }

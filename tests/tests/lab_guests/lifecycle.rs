@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
-use system_tests::lab::{Lab, condition, shared, tiny_vm};
+use system_tests::lab::{Lab, alone, condition, shared, tiny_vm};
 
 fn set(lab: &Lab, vm: &str, spec: &Value) -> Result<()> {
     lab.kubectl(["patch", "vvm", vm, "--type=merge", "-p", &json!({"spec": spec}).to_string()])?;
@@ -69,7 +69,7 @@ fn explained(lab: &Lab, name: &str, path: &str, words: &str) -> Result<()> {
 
 #[test]
 fn lab_a_first_vm_runs_with_an_address() -> Result<()> {
-    let lab = shared()?;
+    let lab = &*shared()?;
     let vm = up(lab, "first", "")?;
     let vm_address = lab.until("an address", Duration::from_secs(60), || {
         let vm = lab.get("vvm", "first")?;
@@ -102,7 +102,7 @@ fn lab_a_first_vm_runs_with_an_address() -> Result<()> {
 
 #[test]
 fn lab_halting_asks_the_guest_and_starting_again_boots_it() -> Result<()> {
-    let lab = shared()?;
+    let lab = &*shared()?;
     for (name, spec) in [("halt-agent", ""), ("halt-acpi", "  guestAgent: false\n")] {
         up(lab, name, spec)?;
         set(lab, name, &json!({"runStrategy": "Halted"}))?;
@@ -135,7 +135,7 @@ fn lab_halting_asks_the_guest_and_starting_again_boots_it() -> Result<()> {
 
 #[test]
 fn lab_a_guest_that_does_not_listen_is_stopped_after_its_grace_period() -> Result<()> {
-    let lab = shared()?;
+    let lab = &*shared()?;
     let kernel = "apiVersion: vireo.dev/v1alpha1
 kind: VirtualMachine
 metadata: {name: deaf, namespace: default}
@@ -157,7 +157,7 @@ spec:
 
 #[test]
 fn lab_a_killed_guest_is_restarted_and_a_crash_loop_is_shown() -> Result<()> {
-    let lab = shared()?;
+    let lab = &*shared()?;
     up(lab, "crashing", "")?;
     let host = lab.host_of("crashing")?;
     let first = lab.qemu_pid("crashing")?;
@@ -184,7 +184,7 @@ fn lab_a_killed_guest_is_restarted_and_a_crash_loop_is_shown() -> Result<()> {
 
 #[test]
 fn lab_a_guests_reboot_keeps_its_process() -> Result<()> {
-    let lab = shared()?;
+    let lab = &*shared()?;
     up(lab, "rebooting", "")?;
     let pid = lab.qemu_pid("rebooting")?;
     type_line(lab, "rebooting", "reboot")?;
@@ -195,7 +195,7 @@ fn lab_a_guests_reboot_keeps_its_process() -> Result<()> {
 
 #[test]
 fn lab_a_guests_shutdown_follows_the_run_strategy() -> Result<()> {
-    let lab = shared()?;
+    let lab = &*shared()?;
     up(lab, "off-always", "  runStrategy: Always\n")?;
     type_line(lab, "off-always", "poweroff")?;
     boots(lab, "off-always", 2)?;
@@ -224,7 +224,7 @@ fn lab_a_guests_shutdown_follows_the_run_strategy() -> Result<()> {
 
 #[test]
 fn lab_acts_are_carried_out_once() -> Result<()> {
-    let lab = shared()?;
+    let lab = &*shared()?;
     up(lab, "acted", "  runStrategy: RerunOnFailure\n")?;
     let pid = lab.qemu_pid("acted")?;
     ensure!(act(lab, "acted", "pause")?.0 == "Succeeded");
@@ -247,7 +247,7 @@ fn lab_acts_are_carried_out_once() -> Result<()> {
 
 #[test]
 fn lab_edits_apply_live_or_at_the_next_boot() -> Result<()> {
-    let lab = shared()?;
+    let lab = &*shared()?;
     up(lab, "edited", "")?;
     let host = lab.host_of("edited")?;
     let pid = lab.qemu_pid("edited")?;
@@ -290,10 +290,64 @@ fn lab_edits_apply_live_or_at_the_next_boot() -> Result<()> {
     lab.delete_vm("edited")
 }
 
+/// What a running guest can bear to have put right: a CD's medium, an interface's network, what its end does.
+fn put_right_at_once(lab: &Lab, host: &str) -> Result<()> {
+    let domain = "default.drifting";
+    let before = lab.virsh(host, ["dumpxml", domain])?;
+    let drives = lab.virsh(host, ["domblklist", domain, "--details"])?;
+    let drive = drives.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+    let drive = drive.filter(|words| words.get(1) == Some(&"cdrom")).find_map(|words| words.get(2).copied());
+    let drive = drive.with_context(|| format!("no CD drive: {drives}"))?;
+    lab.virsh(host, ["change-media", domain, drive, "/tmp/foreign.img", "--insert", "--live"])?;
+    lab.exec(host, ["sh", "-ec", "ip link add handmade type bridge && ip link set handmade up"])?;
+    lab.exec(
+        host,
+        [
+            "sh",
+            "-ec",
+            "virsh -q dumpxml default.drifting | sed -n '/<interface/,/<.interface>/p' \
+             | sed -e \"s/type='network'/type='bridge'/\" -e \"s/<source .*/<source bridge='handmade'\\/>/\" > /tmp/nic.xml
+             virsh -q update-device default.drifting /tmp/nic.xml --live",
+        ],
+    )?;
+    lab.virsh(host, ["set-lifecycle-action", domain, "poweroff", "restart", "--live"])?;
+    lab.until("medium, network and end are put right", Duration::from_secs(60), || {
+        let xml = lab.virsh(host, ["dumpxml", domain])?;
+        ensure!(!xml.contains("/tmp/foreign.img"), "the medium is still there: {xml}");
+        ensure!(!xml.contains("bridge='handmade'"), "the interface is plugged in elsewhere: {xml}");
+        ensure!(xml.contains("<on_poweroff>destroy</on_poweroff>"), "a power-off starts it again: {xml}");
+        let network = |xml: &str| {
+            xml.split("<source network='").nth(1).map(|rest| rest.split('\'').next().map(str::to_owned))
+        };
+        ensure!(network(&xml) == network(&before), "{xml}");
+        Ok(())
+    })?;
+    lab.exec(host, ["ip", "link", "delete", "handmade"])?;
+    let vm = lab.get("vvm", "drifting")?;
+    ensure!(vm["status"]["runtime"].get("pendingChanges").is_none(), "{}", vm["status"]["runtime"]);
+    Ok(())
+}
+
+/// Somebody starts a copy of a VM by hand: libvirt asks for the permit, and there is none.
+fn not_started_without_a_permit(lab: &Lab, host: &str) -> Result<()> {
+    let uuid = lab.virsh(host, ["domuuid", "default.drifting"])?;
+    let copy = format!(
+        "virsh -q dumpxml default.drifting | sed -e 's/{}/aaaaaaaa-0000-4000-8000-000000000001/' -e 's,<name>.*</name>,<name>by-hand</name>,' > /tmp/copy.xml; virsh -q create /tmp/copy.xml",
+        uuid.trim()
+    );
+    let refused = lab.exec(host, ["sh", "-c", &copy]).err().context("a copy was started without a permit")?;
+    ensure!(format!("{refused:#}").contains("may not be started by hand"), "{refused:#}");
+    Ok(())
+}
+
 #[test]
 fn lab_drift_is_put_right_or_explained_and_foreign_domains_are_left_alone() -> Result<()> {
-    let lab = shared()?;
-    up(lab, "drifting", "")?;
+    let lab = &*shared()?;
+    lab.delete_vm("drifting")?;
+    lab.apply(&tiny_vm("drifting", "").replace("  interfaces:", "  - {name: cd, cdrom: {}}\n  interfaces:"))?;
+    let vm = lab.until_running("drifting")?;
+    boots(lab, "drifting", 1)?;
+    ensure!(vm["status"]["runtime"].get("pendingChanges").is_none(), "{}", vm["status"]["runtime"]);
     let host = lab.host_of("drifting")?;
     let foreign = "<domain type='qemu'><name>foreign</name><memory unit='MiB'>64</memory><os><type arch='x86_64' machine='q35'>hvm</type></os></domain>";
     lab.exec(
@@ -329,11 +383,19 @@ fn lab_drift_is_put_right_or_explained_and_foreign_domains_are_left_alone() -> R
         ensure!(!xml.contains("<link state='down'/>"), "{xml}");
         Ok(())
     })?;
-    // Devices attached and detached by hand are explained, field by field, and put right by the next start.
     lab.exec(&host, ["truncate", "-s", "1M", "/tmp/foreign.img"])?;
+    put_right_at_once(lab, &host)?;
+    not_started_without_a_permit(lab, &host)?;
+    // Devices attached and detached by hand are explained, field by field, and put right by the next start.
+    let rng = "<rng model='virtio'><backend model='random'>/dev/urandom</backend></rng>";
+    lab.exec(&host, ["sh", "-c", &format!("printf %s \"{rng}\" > /tmp/rng.xml")])?;
+    lab.virsh(&host, ["attach-device", "default.drifting", "/tmp/rng.xml", "--live"])?;
+    lab.until("the foreign entropy device is explained", Duration::from_secs(60), || {
+        explained(lab, "drifting", "spec.rng", "added by hand")
+    })?;
     lab.virsh(&host, ["attach-disk", "default.drifting", "/tmp/foreign.img", "vdz", "--live"])?;
     lab.until("the foreign disk is explained", Duration::from_secs(60), || {
-        explained(lab, "drifting", "spec.disks[vdz]", "by hand")
+        explained(lab, "drifting", "spec.disks[target:vdz]", "by hand")
     })?;
     lab.virsh(&host, ["detach-interface", "default.drifting", "network", "--mac", &mac, "--live"])?;
     lab.until("the missing interface is explained", Duration::from_secs(60), || {
@@ -356,7 +418,10 @@ fn lab_drift_is_put_right_or_explained_and_foreign_domains_are_left_alone() -> R
     lab.virsh(&host, ["destroy", "default.drifting"])?;
     boots(lab, "drifting", 2)?;
     let xml = lab.virsh(&host, ["dumpxml", "default.drifting"])?;
-    ensure!(!xml.contains("/tmp/foreign.img") && xml.contains(&mac), "the start did not put it right: {xml}");
+    ensure!(
+        !xml.contains("/tmp/foreign.img") && !xml.contains("/dev/urandom") && xml.contains(&mac),
+        "the start did not put it right: {xml}"
+    );
     ensure!(
         lab.virsh(&host, ["list", "--all", "--name"])?.contains("foreign"),
         "the foreign domain was touched"
@@ -367,7 +432,7 @@ fn lab_drift_is_put_right_or_explained_and_foreign_domains_are_left_alone() -> R
 
 #[test]
 fn lab_hardware_is_the_same_after_starting_on_another_host() -> Result<()> {
-    let lab = shared()?;
+    let lab = &*shared()?;
     up(lab, "moving", "  scheduling: {hostName: host1}\n")?;
     let before = lab.get("vvm", "moving")?["status"]["hardware"].clone();
     ensure!(before["devices"].as_array().is_some_and(|devices| !devices.is_empty()), "{before}");
@@ -385,7 +450,7 @@ fn lab_hardware_is_the_same_after_starting_on_another_host() -> Result<()> {
 #[test]
 fn lab_an_edit_that_is_refused_says_so_and_one_waiting_is_applied_by_a_reboot_without_the_daemon()
 -> Result<()> {
-    let lab = shared()?;
+    let lab = &*alone()?;
     up(lab, "waiting", "")?;
     let host = lab.host_of("waiting")?;
     let pid = lab.qemu_pid("waiting")?;
@@ -444,7 +509,7 @@ fn lab_an_edit_that_is_refused_says_so_and_one_waiting_is_applied_by_a_reboot_wi
 
 #[test]
 fn lab_a_full_disk_pauses_the_guest_and_room_resumes_it() -> Result<()> {
-    let lab = shared()?;
+    let lab = &*shared()?;
     let host = "host3";
     lab.delete_vm("full")?;
     lab.kubectl(["delete", "storagedomain", "small", "--ignore-not-found", "--timeout=60s"])?;
@@ -497,7 +562,7 @@ spec:
 
 #[test]
 fn lab_a_vm_deleted_while_starting_is_gone_and_its_name_is_free() -> Result<()> {
-    let lab = shared()?;
+    let lab = &*shared()?;
     lab.delete_vm("brief")?;
     lab.apply(&tiny_vm("brief", ""))?;
     let first = lab.get("vvm", "brief")?;

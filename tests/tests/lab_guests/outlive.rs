@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
-use system_tests::lab::{Lab, binary, condition, shared, tiny_vm};
+use system_tests::lab::{Lab, alone, binary, condition, tiny_vm};
 
 const HOSTS: [&str; 2] = ["host1", "host2"];
 const PARTS: [&str; 4] = ["controller", "daemon", "libvirtd", "api"];
@@ -119,7 +119,7 @@ fn an_edit_arrives(lab: &Lab, link: &str) -> Result<()> {
 
 #[test]
 fn lab_guests_outlive_every_part_in_six_orders() -> Result<()> {
-    let lab = shared()?;
+    let lab = &*alone()?;
     guests(lab)?;
     all_is_well(lab)?;
     let running = pids(lab)?;
@@ -148,7 +148,7 @@ fn lab_guests_outlive_every_part_in_six_orders() -> Result<()> {
 
 #[test]
 fn lab_a_crash_without_the_api_is_repaired_and_told_afterwards() -> Result<()> {
-    let lab = shared()?;
+    let lab = &*alone()?;
     guests(lab)?;
     all_is_well(lab)?;
     let (crashing, quiet) = (HOSTS[0], HOSTS[1]);
@@ -208,7 +208,7 @@ fn changes(lab: &Lab) -> Result<BTreeMap<String, f64>> {
 
 #[test]
 fn lab_nothing_is_written_while_nothing_happens() -> Result<()> {
-    let lab = shared()?;
+    let lab = &*alone()?;
     guests(lab)?;
     all_is_well(lab)?;
     // What came before may still echo: the minute begins when it has been quiet for ten seconds.

@@ -2,32 +2,33 @@
 
 use std::{collections::BTreeMap, fs, time::Duration};
 
+use super::standing::{Standing, floods_nothing};
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
-use system_tests::lab::{Lab, condition, kernel_vm, shared, tiny_vm, web::Page};
+use system_tests::lab::{Lab, alone, condition, kernel_vm, shared, tiny_vm, web::Page};
 
-const SHARED: &str = "/srv/vireo/shared";
+pub(super) const SHARED: &str = "/srv/vireo/shared";
 
-fn disk(name: &str, domain: &str, source: &str) -> String {
+pub(super) fn disk(name: &str, domain: &str, source: &str) -> String {
     format!(
         "apiVersion: vireo.dev/v1alpha1\nkind: Disk\nmetadata: {{name: {name}, namespace: default}}\nspec: {{storageDomain: {domain}, size: 64Mi, source: {source}}}\n---\n"
     )
 }
 
-fn domain(name: &str) -> String {
+pub(super) fn domain(name: &str) -> String {
     format!(
         "apiVersion: vireo.dev/v1alpha1\nkind: StorageDomain\nmetadata: {{name: {name}}}\nspec: {{directory: {{path: {SHARED}/{name}, shared: true}}, thresholds: {{blockFreeBytes: 512Mi}}}}\n---\n"
     )
 }
 
-fn gone(lab: &Lab, kind: &str, names: &[&str]) -> Result<()> {
+pub(super) fn gone(lab: &Lab, kind: &str, names: &[&str]) -> Result<()> {
     let mut args = vec!["delete", kind, "--ignore-not-found", "--timeout=120s"];
     args.extend(names);
     lab.kubectl(args)?;
     Ok(())
 }
 
-fn sh(lab: &Lab, script: &str) -> Result<String> {
+pub(super) fn sh(lab: &Lab, script: &str) -> Result<String> {
     lab.exec("host1", ["sh", "-ec", script])
 }
 
@@ -37,7 +38,7 @@ fn uid(object: &Value) -> Result<String> {
 
 #[test]
 fn lab_sources_that_must_not_be_read_are_refused_in_words() -> Result<()> {
-    let lab = shared()?;
+    let lab = &*shared()?;
     sh(
         lab,
         &format!(
@@ -134,7 +135,6 @@ fn lab_sources_that_must_not_be_read_are_refused_in_words() -> Result<()> {
         let left = sh(lab, &format!("ls {SHARED}/volumes | grep {} || true", uid(&object)?))?;
         ensure!(left.lines().all(|file| file.ends_with(".json")), "{name} left {left}");
     }
-    floods_nothing(lab)?;
     // A VM that wants such a disk says so: at once where the words tell, else by naming the disk it waits for.
     let wanting =
         |path: &str| tiny_vm("on-bad-disk", "").replace("path: tiny.qcow2", &format!("path: {path}"));
@@ -156,7 +156,7 @@ fn lab_sources_that_must_not_be_read_are_refused_in_words() -> Result<()> {
 
 #[test]
 fn lab_a_wrong_digest_and_a_way_out_of_the_list_are_refused() -> Result<()> {
-    let lab = shared()?;
+    let lab = &*alone()?;
     let pages = BTreeMap::from([
         ("images/disk.raw".to_owned(), Page::Bytes(vec![7; 1 << 20])),
         ("images/away".to_owned(), Page::Redirect("https://127.0.0.1/disk.raw".into())),
@@ -233,7 +233,7 @@ fn lab_a_wrong_digest_and_a_way_out_of_the_list_are_refused() -> Result<()> {
 
 #[test]
 fn lab_what_a_vm_lacks_is_said_and_it_starts_when_it_is_there() -> Result<()> {
-    let lab = shared()?;
+    let lab = &*shared()?;
     let vms = ["lacks-net", "owner", "envious", "first-mac", "second-mac"];
     gone(lab, "vvm", &vms)?;
     gone(lab, "vdisk", &["coveted"])?;
@@ -276,7 +276,6 @@ fn lab_what_a_vm_lacks_is_said_and_it_starts_when_it_is_there() -> Result<()> {
         ensure!(vm["status"].get("placement").is_none(), "{name} has a host: {}", vm["status"]);
         ensure!(condition(&vm, "Ready").is_some_and(|c| c["status"] == "False"), "{name}: {}", vm["status"]);
     }
-    floods_nothing(lab)?;
     ensure!(
         lab.qemu_pid("owner")? == owner && lab.qemu_pid("first-mac")? == first,
         "a guest was touched for another's fault"
@@ -295,7 +294,7 @@ fn lab_what_a_vm_lacks_is_said_and_it_starts_when_it_is_there() -> Result<()> {
 
 #[test]
 fn lab_names_at_the_limit_run_and_others_are_refused() -> Result<()> {
-    let lab = shared()?;
+    let lab = &*shared()?;
     let (name, device) = ("n".repeat(63), "d".repeat(32));
     gone(lab, "vvm", &[&name])?;
     let manifest = tiny_vm(&name, "")
@@ -339,7 +338,7 @@ fn lab_names_at_the_limit_run_and_others_are_refused() -> Result<()> {
 
 #[test]
 fn lab_a_vm_deleted_while_it_starts_leaves_nothing_and_its_name_is_free() -> Result<()> {
-    let lab = shared()?;
+    let lab = &*shared()?;
     lab.delete_vm("hasty")?;
     let mut uids = Vec::new();
     // Deleted at different moments: before it has a host, while its disk is copied, while QEMU starts.
@@ -407,7 +406,7 @@ fn manifest(text: &str) -> Result<fs::File> {
 
 #[test]
 fn lab_a_domain_that_is_not_mounted_or_belongs_to_others_is_left_alone() -> Result<()> {
-    let lab = shared()?;
+    let lab = &*shared()?;
     gone(lab, "vdisk", &["away-old", "away-new"])?;
     gone(lab, "vsd", &["away", "theirs"])?;
     sh(lab, &format!("cd {SHARED} && rm -rf away theirs away.mounted && mkdir away theirs"))?;
@@ -457,7 +456,6 @@ fn lab_a_domain_that_is_not_mounted_or_belongs_to_others_is_left_alone() -> Resu
     })?;
     lab.apply(&disk("away-new", "away", "{blank: {}}"))?;
     lab.until_said("vdisk", "away-new", "Ready", &["away"])?;
-    floods_nothing(lab)?;
     ensure!(
         sh(lab, &format!("ls -A {SHARED}/away"))?.trim().is_empty(),
         "something was written where the domain should be mounted"
@@ -478,9 +476,10 @@ fn lab_a_domain_that_is_not_mounted_or_belongs_to_others_is_left_alone() -> Resu
 
 #[test]
 fn lab_an_object_that_cannot_be_decoded_stops_nobody_else() -> Result<()> {
-    let lab = shared()?;
+    let lab = &*alone()?;
     gone(lab, "vvm", &["beside", "after", "strange"])?;
     gone(lab, "vdisk", &["strange"])?;
+    let standing = Standing::make(lab)?;
     lab.apply(&kernel_vm("beside", ""))?;
     lab.until_running("beside")?;
     let pid = lab.qemu_pid("beside")?;
@@ -545,23 +544,6 @@ fn lab_an_object_that_cannot_be_decoded_stops_nobody_else() -> Result<()> {
         gone(lab, kind, &["strange"])?;
     }
     gone(lab, "vvm", &["beside", "after"])?;
+    standing.remove()?;
     lab.nothing_panicked()
-}
-
-/// Standing faults are told once, not again and again: no log grows by more than a little while nothing happens.
-fn floods_nothing(lab: &Lab) -> Result<()> {
-    const QUIET: Duration = Duration::from_secs(20);
-    const BOUND: u64 = 20_000;
-    let before: BTreeMap<_, _> = lab.logs()?.into_iter().collect();
-    let deadline = std::time::Instant::now() + QUIET;
-    loop {
-        for (path, length) in lab.logs()? {
-            let grown = length.saturating_sub(before.get(&path).copied().unwrap_or_default());
-            ensure!(grown < BOUND, "{} grew by {grown} bytes within {QUIET:?}", path.display());
-        }
-        if std::time::Instant::now() >= deadline {
-            return Ok(());
-        }
-        std::thread::sleep(Duration::from_secs(1));
-    }
 }
