@@ -45,7 +45,11 @@ impl Objects {
         let request = Request::get(path).body(Vec::new())?;
         runtime()?.block_on(async {
             let client = self.client().await?;
-            Ok(tokio::time::timeout(ANSWER_LIMIT, client.request(request)).await.context("no answer")??)
+            let answer = tokio::time::timeout(ANSWER_LIMIT, client.request::<Value>(request));
+            let mut object = answer.await.context("no answer")??;
+            // As kubectl shows it, and so that it can be applied again.
+            object["metadata"].as_object_mut().context("no metadata")?.remove("managedFields");
+            Ok(object)
         })
     }
 
