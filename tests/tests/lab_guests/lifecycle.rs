@@ -299,7 +299,7 @@ fn put_right_at_once(lab: &Lab, host: &str) -> Result<()> {
     let drive = drive.filter(|words| words.get(1) == Some(&"cdrom")).find_map(|words| words.get(2).copied());
     let drive = drive.with_context(|| format!("no CD drive: {drives}"))?;
     lab.virsh(host, ["change-media", domain, drive, "/tmp/foreign.img", "--insert", "--live"])?;
-    lab.exec(host, ["sh", "-ec", "ip link add handmade type bridge && ip link set handmade up"])?;
+    lab.exec(host, ["sh", "-ec", "ip link delete handmade 2>/dev/null || true; ip link add handmade type bridge && ip link set handmade up"])?;
     lab.exec(
         host,
         [
