@@ -19,7 +19,7 @@ use kube::{
     Api, ResourceExt,
     api::{DeleteParams, ListParams, Patch, PatchParams, PostParams},
 };
-use live::{TIMING, is_ready, run, show};
+use live::{PATIENT, is_ready, run, show};
 use node_daemon::host::memory::MemoryHost;
 use node_plan::facts::ExitKind;
 use serde_json::json;
@@ -68,7 +68,7 @@ async fn misbehaves(seed: u64) -> Result<()> {
     let door = Door::open(Arc::clone(&faulty)).await?;
     let settings = Settings {
         http: ([127, 0, 0, 1], 0).into(),
-        timing: TIMING,
+        timing: PATIENT,
         workers: 8,
         identity: format!("faulty-{seed}"),
         watch_seconds: WATCH_SECONDS,

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use kube::{Api, api::ListParams};
-use live::{Controller, run, show};
+use live::{Controller, PATIENT, run, show};
 use system_tests::{
     apiserver::{User, shared},
     fleet::{
@@ -34,7 +34,7 @@ fn three_hundred_vms_on_fifty_hosts() -> Result<()> {
     run("three_hundred_vms_on_fifty_hosts", async {
         let server = shared()?;
         let admin = server.client(User::Admin).await?;
-        let controller = Controller::start(server).await?;
+        let controller = Controller::start_with(server, PATIENT).await?;
         // What a guest says once it has booted is news of its own, and no cost of its start.
         let config = HollowConfig::new(server.config(User::Admin).await?, Duration::from_secs(3600));
         let mut fleet = HollowFleet::new(config)?;

@@ -45,6 +45,13 @@ pub const TIMING: Timing = Timing {
     retry_period: Duration::from_millis(400),
 };
 
+/// As in production: for tests that load the machine so that renewals come late.
+pub const PATIENT: Timing = Timing {
+    duration: Duration::from_secs(15),
+    renew_deadline: Duration::from_secs(10),
+    retry_period: Duration::from_secs(2),
+};
+
 /// Whether the tools are there; a test that cannot run here says so.
 pub fn available(test: &str) -> Result<bool> {
     if let Err(why) = shared() {
@@ -92,10 +99,14 @@ pub struct Controller {
 
 impl Controller {
     pub async fn start(server: &ApiServer) -> Result<Self> {
+        Self::start_with(server, TIMING).await
+    }
+
+    pub async fn start_with(server: &ApiServer, timing: Timing) -> Result<Self> {
         let identity = format!("test-{}", jiff::Timestamp::now().as_nanosecond());
         let settings = Settings {
             http: ([127, 0, 0, 1], 0).into(),
-            timing: TIMING,
+            timing,
             workers: 8,
             identity,
             watch_seconds: WATCH_SECONDS,
