@@ -12,45 +12,66 @@ export VIREO_STANDALONE_BIN=$PWD/target/tools/vireo-standalone
 export CARGO_TERM_COLOR=never RUST_BACKTRACE=0
 jobs=${JOBS:-2}
 wanted=("$@")
-results=()
-failed=0
+mkdir "$logs/results"
+order=0
 
+chosen() { [ ${#wanted[@]} -eq 0 ] || [[ " ${wanted[*]} " == *" $1 "* ]]; }
+
+# Runs one suite with its own log. Its result line is kept under its place in this script, so that suites that ran side
+# by side are still listed in one order.
 suite() { # NAME WHAT COMMAND...
-  local name=$1 what=$2 started=$SECONDS status=0
+  local name=$1 what=$2 started=$SECONDS status=0 result counted
   shift 2
-  if [ ${#wanted[@]} -gt 0 ] && [[ " ${wanted[*]} " != *" $name "* ]]; then return 0; fi
+  order=$((order + 1))
+  result=$logs/results/$lane$(printf '%02d' "$order")
+  chosen "$name" || return 0
   printf '== %s: %s\n' "$name" "$what"
   "$@" > "$logs/$name.log" 2>&1 || status=$?
-  local counted
   counted=$(count "$logs/$name.log")
   if [ "$status" -eq 0 ]; then
-    results+=("ok      $name ($((SECONDS - started)) s)${counted:+: $counted}")
+    echo "ok      $name ($((SECONDS - started)) s)${counted:+: $counted}" > "$result"
   else
-    failed=$((failed + 1))
-    results+=("FAILED  $name ($((SECONDS - started)) s)${counted:+: $counted}, see target/test-logs/$name.log")
-    tail -n 60 "$logs/$name.log"
+    echo "FAILED  $name ($((SECONDS - started)) s)${counted:+: $counted}, see target/test-logs/$name.log" > "$result"
+    { echo "== $name failed:"; tail -n 60 "$logs/$name.log"; }
   fi
 }
 
-# "N passed, N failed" of a cargo or go log; empty for checks that count nothing.
-count() {
-  awk '
+# "N passed, N failed" of cargo and go logs; nothing for checks that count nothing.
+count() { # FILE...
+  cat "$@" | awk '
     /^test result:/ { passed += $4; failed += $6; any = 1 }
-    /^--- PASS|^    --- PASS/ { passed++; any = 1 }
-    /^--- FAIL|^    --- FAIL/ { failed++; any = 1 }
-    END { if (any) printf "%d passed, %d failed", passed, failed }' "$1"
+    /^ *--- PASS/ { passed++; any = 1 }
+    /^ *--- FAIL/ { failed++; any = 1 }
+    END { if (any) printf "%d passed, %d failed", passed, failed }'
 }
 
 cargo_test() { cargo test --locked --release -j"$jobs" "$@"; }
 
-api_tests=(--test schema_api --test identity_api --test kubectl_api --test writes_api --test orders_api)
+unit_tests() { cargo_test --workspace --exclude system-tests --exclude lab; }
 
+system_tests() { # TEST... [-- FILTER...]
+  local tests=()
+  while [ $# -gt 0 ] && [ "$1" != -- ]; do tests+=(--test "$1"); shift; done
+  cargo_test -p system-tests "${tests[@]}" "$@"
+}
+
+<<<<<<< HEAD
 lab_guests_tests() { # TEST...
   cargo_test -p system-tests --test lab_guests -- --test-threads=3 "$@"
 }
 
 # What every run shows of real guests; `lab-guests` shows all.
 brief=(lifecycle::lab_a_first_vm lifecycle::lab_a_guests_reboot lifecycle::lab_acts lifecycle::lab_edits lifecycle::lab_hardware)
+=======
+lab_tests() {
+  cargo_test -p lab -- --test-threads=1 &&
+    system_tests lab_lifecycle -- --test-threads=1 lab_a_first_vm lab_a_guests_reboot lab_acts lab_edits lab_hardware
+}
+
+lab_more_tests() {
+  system_tests lab_lifecycle lab_outlive lab_disks lab_bad_input lab_debian -- --test-threads=1 lab_
+}
+>>>>>>> e8ed69c (Run the suites in three lanes side by side)
 
 # A suite that runs only when it is named: too long for every run. It counts as skipped, by name.
 by_hand() { # NAME WHAT COMMAND
@@ -61,10 +82,13 @@ by_hand() { # NAME WHAT COMMAND
   fi
 }
 
+# Everything is compiled first, so that the lanes below do not wait for each other's builds.
+lane=1
 suite fmt "formatting" cargo fmt --all --check
 suite clippy "lints, warnings denied" cargo clippy --locked --release -j"$jobs" --workspace --all-targets -- -D warnings
 suite xtask "generated files, bounds, purity, sizes" cargo xtask check
 suite chart "chart lint" target/tools/helm lint --strict charts/vireo
+<<<<<<< HEAD
 suite unit "decisions, goldens, parsers, executors" cargo_test --workspace --exclude system-tests --exclude system-model --exclude lab --exclude simulation
 suite standalone "the API server, for real" standalone/go.sh test -vet=off -count=1 -timeout 900s -v ./...
 suite sim "both planners under faults, in simulated histories" cargo_test -p simulation
@@ -78,13 +102,36 @@ grep -hs ' executions, ' "$logs/fuzz.log" | sed 's/^/  /' || true
 suite install "install-single on a Debian with systemd, a VM, a reboot, uninstall-single" tools/test-install.sh
 # The lab's tests share one lab and leave it up for the next binary.
 if [ -d target/lab-test ]; then target/release/vireo-lab --state target/lab-test down > "$logs/lab-down.log" 2>&1 || printf 'the lab of the tests did not go down: see target/test-logs/lab-down.log\n'; fi
+=======
+
+trap 'trap - INT TERM; kill 0' INT TERM
+# Three lanes side by side: guests, servers, and what only computes. The first two mostly wait.
+guests() {
+  lane=4
+  suite lab "hosts in namespaces, guest images, real guests" lab_tests
+  by_hand lab-more "the rest of the lab's tests with real guests, about half an hour" lab_more_tests
+  # The tests share one lab and leave it up for the next binary.
+  if [ -d target/lab-test ]; then target/release/vireo-lab --state target/lab-test down > "$logs/lab-down.log" 2>&1 || echo "the lab of the tests did not go down: see target/test-logs/lab-down.log"; fi
+}
+servers() {
+  lane=3
+  suite standalone "the API server, for real" standalone/go.sh test -vet=off -count=1 -timeout 900s -v ./...
+  suite api "against the real API server" system_tests schema_api identity_api kubectl_api writes_api orders_api
+}
+decisions() {
+  lane=2
+  suite unit "decisions, goldens, parsers, executors" unit_tests
+  suite sim "both planners under faults, in simulated histories" cargo_test -p system-tests --lib --test sim
+}
+decisions & servers & guests &
+wait
+>>>>>>> e8ed69c (Run the suites in three lanes side by side)
 
 echo
 if [ -s "$VIREO_SKIP_LOG" ]; then
   echo "skipped:"
   sort -u "$VIREO_SKIP_LOG" | sed 's/^/  /'
 fi
-printf '%s\n' "${results[@]}"
-total=$(cat "$logs"/*.log 2>/dev/null | awk '/^test result:/ { p += $4; f += $6 } /^ *--- PASS/ { p++ } /^ *--- FAIL/ { f++ } END { printf "%d passed, %d failed", p, f }')
-echo "$total, $(sort -u "$VIREO_SKIP_LOG" | wc -l) skipped"
-[ "$failed" -eq 0 ]
+cat "$logs"/results/*
+echo "$(count "$logs"/*.log), $(sort -u "$VIREO_SKIP_LOG" | wc -l) skipped"
+! grep -q ^FAILED "$logs"/results/*
