@@ -23,8 +23,8 @@ tools: check-toolchains ## Build the API server, kubectl and helm into target/to
 	@standalone/build.sh $(TOOLS)/vireo-standalone
 	@tools/install-helm.sh $(TOOLS)
 
-build: check-toolchains deps ## Build controller, node daemon and lab into target/release
-	@cargo build --locked --release -j$(JOBS) -p controller -p node-daemon -p lab
+build: check-toolchains deps ## Build controller, node daemon, lab and tools into target/release
+	@cargo build --locked --release -j$(JOBS) --workspace
 
 images: build ## Build the tiny guest image
 	@$(BIN)/vireo-lab image tiny --out target/images
@@ -39,14 +39,12 @@ test: deps tools build images ## Run every check and test
 	@tools/test.sh
 
 bench: deps tools build images ## Measure Vireo against bare libvirt on this machine
-	@cargo run --locked --release -q -j$(JOBS) -p system-tests --bin bench
+	@$(BIN)/bench
 
-bench-scale: tools ## Measure many VMs on many hosts in memory: times, writes, memory; writes docs/performance
-	@cargo build --locked --release -j$(JOBS) -p controller -p system-tests --bin vireo-controller --bin hollow-fleet --bin bench-scale
+bench-scale: tools build ## Measure many VMs on many hosts in memory: times, writes, memory; writes docs/performance
 	@$(BIN)/bench-scale $(ARGS)
 
-soak: tools ## Half an hour of churn on many hosts in memory, looking for leaks (MINUTES=30)
-	@cargo build --locked --release -j$(JOBS) -p controller -p system-tests --bin vireo-controller --bin hollow-fleet --bin soak
+soak: tools build ## Half an hour of churn on many hosts in memory, looking for leaks (MINUTES=30)
 	@$(BIN)/soak --minutes $(MINUTES)
 
 generate: check-toolchains ## Write CRDs, policies and references from the types

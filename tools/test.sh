@@ -45,33 +45,25 @@ count() { # FILE...
     END { if (any) printf "%d passed, %d failed", passed, failed }'
 }
 
-cargo_test() { cargo test --locked --release -j"$jobs" "$@"; }
+# Always for the whole workspace: a smaller selection has dependencies with fewer features, and compiles them again.
+cargo_test() { cargo test --locked --release -j"$jobs" --workspace "$@"; }
 
-unit_tests() { cargo_test --workspace --exclude system-tests --exclude lab; }
+unit_tests() {
+  cargo_test --exclude system-tests --exclude system-model --exclude simulation --exclude lab && cargo test --locked --release -j"$jobs" -p system-tests -p simulation --lib
+}
 
 system_tests() { # TEST... [-- FILTER...]
   local tests=()
   while [ $# -gt 0 ] && [ "$1" != -- ]; do tests+=(--test "$1"); shift; done
-  cargo_test -p system-tests "${tests[@]}" "$@"
+  cargo_test "${tests[@]}" "$@"
 }
 
-<<<<<<< HEAD
 lab_guests_tests() { # TEST...
-  cargo_test -p system-tests --test lab_guests -- --test-threads=3 "$@"
+  system_tests lab_guests -- --test-threads=3 "$@"
 }
 
 # What every run shows of real guests; `lab-guests` shows all.
 brief=(lifecycle::lab_a_first_vm lifecycle::lab_a_guests_reboot lifecycle::lab_acts lifecycle::lab_edits lifecycle::lab_hardware)
-=======
-lab_tests() {
-  cargo_test -p lab -- --test-threads=1 &&
-    system_tests lab_lifecycle -- --test-threads=1 lab_a_first_vm lab_a_guests_reboot lab_acts lab_edits lab_hardware
-}
-
-lab_more_tests() {
-  system_tests lab_lifecycle lab_outlive lab_disks lab_bad_input lab_debian -- --test-threads=1 lab_
-}
->>>>>>> e8ed69c (Run the suites in three lanes side by side)
 
 # A suite that runs only when it is named: too long for every run. It counts as skipped, by name.
 by_hand() { # NAME WHAT COMMAND
@@ -86,46 +78,35 @@ by_hand() { # NAME WHAT COMMAND
 lane=1
 suite fmt "formatting" cargo fmt --all --check
 suite clippy "lints, warnings denied" cargo clippy --locked --release -j"$jobs" --workspace --all-targets -- -D warnings
-suite xtask "generated files, bounds, purity, sizes" cargo xtask check
+suite build "every test, compiled" cargo_test --no-run
+suite xtask "generated files, bounds, purity, sizes" target/release/xtask check
 suite chart "chart lint" target/tools/helm lint --strict charts/vireo
-<<<<<<< HEAD
-suite unit "decisions, goldens, parsers, executors" cargo_test --workspace --exclude system-tests --exclude system-model --exclude lab --exclude simulation
-suite standalone "the API server, for real" standalone/go.sh test -vet=off -count=1 -timeout 900s -v ./...
-suite sim "both planners under faults, in simulated histories" cargo_test -p simulation
-suite model "both planners in every history of a small fleet" cargo_test -p system-model --test explore -- --nocapture
-suite api "against the real API server" cargo_test -p system-tests "${api_tests[@]}"
-suite lab "hosts in namespaces, guest images" cargo_test -p lab -- --test-threads=1
-suite lab-brief "the life of real guests on the lab's hosts, in brief" lab_guests_tests "${brief[@]}"
-by_hand lab-guests "all tests with real guests, about half an hour" lab_guests_tests
-by_hand fuzz "every reader of what others wrote, with random input, 15 s each" tools/fuzz.sh
-grep -hs ' executions, ' "$logs/fuzz.log" | sed 's/^/  /' || true
-suite install "install-single on a Debian with systemd, a VM, a reboot, uninstall-single" tools/test-install.sh
-# The lab's tests share one lab and leave it up for the next binary.
-if [ -d target/lab-test ]; then target/release/vireo-lab --state target/lab-test down > "$logs/lab-down.log" 2>&1 || printf 'the lab of the tests did not go down: see target/test-logs/lab-down.log\n'; fi
-=======
 
 trap 'trap - INT TERM; kill 0' INT TERM
 # Three lanes side by side: guests, servers, and what only computes. The first two mostly wait.
 guests() {
   lane=4
-  suite lab "hosts in namespaces, guest images, real guests" lab_tests
-  by_hand lab-more "the rest of the lab's tests with real guests, about half an hour" lab_more_tests
+  suite lab "hosts in namespaces, guest images" cargo_test --bin vireo-lab --test bare -- --test-threads=1
+  suite lab-brief "the life of real guests on the lab's hosts, in brief" lab_guests_tests "${brief[@]}"
+  by_hand lab-guests "all tests with real guests, about half an hour" lab_guests_tests
+  by_hand install "install-single on a Debian with systemd, a VM, a reboot, uninstall-single" tools/test-install.sh
   # The tests share one lab and leave it up for the next binary.
   if [ -d target/lab-test ]; then target/release/vireo-lab --state target/lab-test down > "$logs/lab-down.log" 2>&1 || echo "the lab of the tests did not go down: see target/test-logs/lab-down.log"; fi
 }
 servers() {
   lane=3
   suite standalone "the API server, for real" standalone/go.sh test -vet=off -count=1 -timeout 900s -v ./...
-  suite api "against the real API server" system_tests schema_api identity_api kubectl_api writes_api orders_api
+  suite api "against the real API server" system_tests schema_api identity_api kubectl_api writes_api orders_api faulty_api fleet_api
 }
 decisions() {
   lane=2
   suite unit "decisions, goldens, parsers, executors" unit_tests
-  suite sim "both planners under faults, in simulated histories" cargo_test -p system-tests --lib --test sim
+  suite sim "both planners under faults, in simulated histories" cargo_test --test histories -- --nocapture
+  suite model "both planners in every history of a small fleet" cargo_test --test explore -- --nocapture
+  by_hand fuzz "every reader of what others wrote, with random input, 15 s each" tools/fuzz.sh
 }
 decisions & servers & guests &
 wait
->>>>>>> e8ed69c (Run the suites in three lanes side by side)
 
 echo
 if [ -s "$VIREO_SKIP_LOG" ]; then
