@@ -43,7 +43,7 @@ count() {
 
 cargo_test() { cargo test --locked --release -j"$jobs" "$@"; }
 
-api_tests=(--test schema_api --test identity_api --test kubectl_api --test writes_api --test orders_api --test failpoints_api --test compatibility_api)
+api_tests=(--test schema_api --test identity_api --test kubectl_api --test writes_api --test orders_api --test compatibility_api)
 
 lab_tests() {
   cargo_test -p lab -- --test-threads=1 &&
