@@ -96,7 +96,7 @@ guests() {
 servers() {
   lane=3
   suite standalone "the API server, for real" standalone/go.sh test -vet=off -count=1 -timeout 900s -v ./...
-  suite api "against the real API server" system_tests schema_api identity_api kubectl_api writes_api orders_api faulty_api fleet_api
+  suite api "against the real API server" system_tests schema_api identity_api kubectl_api writes_api orders_api compatibility_api faulty_api fleet_api
 }
 decisions() {
   lane=2

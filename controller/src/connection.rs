@@ -9,6 +9,7 @@ use std::{
     time::Duration,
 };
 
+use fail_points::ApiLayer;
 use futures::future::BoxFuture;
 use http::{Request, Response};
 use hyper::{body::Incoming, client::conn::http2};
@@ -62,6 +63,7 @@ impl Connection {
             .layer(config.base_uri_layer())
             .option_layer(config.auth_layer().map_err(|e| failed(e.into()))?)
             .layer(config.extra_headers_layer().map_err(|e| failed(e.into()))?)
+            .layer(ApiLayer)
             .map_err(BoxError::from)
             .service(OneConnection { sender });
         let closed = CancellationToken::new();

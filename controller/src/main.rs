@@ -9,6 +9,9 @@ use controller::{
 
 async fn obey(cli: Cli) -> Result<(), Error> {
     telemetry::start(&cli.log, cli.log_format)?;
+    if fail_points::arm_from_environment().map_err(Error::Config)? {
+        tracing::warn!("fail points are armed: this process may end on purpose");
+    }
     match cli.command {
         Command::Run(args) => run::run(args).await,
         Command::Init(connect) => init::init(run::configuration(&connect).await?).await,

@@ -6,6 +6,7 @@ use controller_plan::{
     plan::{EventRecord, EventType, Plan},
     step::Step,
 };
+use fail_points::Moment;
 use futures::FutureExt;
 use k8s_openapi::api::core::v1::ObjectReference;
 use tokio::{task::JoinSet, time::Instant};
@@ -162,8 +163,10 @@ fn plan(session: &Session, item: &Item, now: jiff::Timestamp) -> Option<(Plan, C
 
 async fn carry_out(session: &Session, step: &Step, chain: &mut Chain) -> Result<(), Error> {
     let metrics = &session.context().metrics;
+    fail_points::step(step.name(), Moment::Before);
     match apply(session, step, chain).await {
         Ok(outcome) => {
+            fail_points::step(step.name(), Moment::After);
             tracing::debug!(step = step.name(), "done");
             metrics.wrote(step.name(), "success");
             session.settle(step, outcome);

@@ -3,8 +3,10 @@
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use ::http::{HeaderValue, header::USER_AGENT};
+use fail_points::ApiLayer;
 use kube::{
-    Client, Config,
+    Config,
+    client::ClientBuilder,
     config::{KubeConfigOptions, Kubeconfig},
 };
 use tokio::{sync::watch, task::JoinHandle};
@@ -87,8 +89,10 @@ pub async fn start(
     config.default_retry = false;
     let agent = HeaderValue::from_static(concat!("vireo-controller/", env!("CARGO_PKG_VERSION")));
     config.headers.push((USER_AGENT, agent));
-    let client = Client::try_from(config.clone())
-        .map_err(|e| Error::Connect { server: config.cluster_url.to_string(), source: Box::new(e) })?;
+    let client = ClientBuilder::try_from(config.clone())
+        .map_err(|e| Error::Connect { server: config.cluster_url.to_string(), source: Box::new(e) })?
+        .with_layer(&ApiLayer)
+        .build();
     let (publish, leadership) = watch::channel(Leadership::default());
     let context = Context::new(config, client.clone(), &settings, leadership);
     let (listener, address) = http::bind(settings.http).await?;

@@ -40,7 +40,7 @@ pub enum Command {
 pub enum HostDriverKind {
     /// This machine, through libvirt.
     Libvirt,
-    /// A host in memory, whose guests end with the daemon. For trying things out.
+    /// A host in memory, whose guests are kept in the run directory. For trying things out.
     Memory,
 }
 

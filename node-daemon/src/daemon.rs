@@ -3,9 +3,10 @@
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::{Context, Result};
+use fail_points::ApiLayer;
 use http::{HeaderValue, header::USER_AGENT};
 use kube::{
-    Client,
+    client::ClientBuilder,
     config::{KubeConfigOptions, Kubeconfig},
 };
 use sd_notify::NotifyState;
@@ -36,6 +37,8 @@ const RUN_DIR: &str = "/run/vireo";
 const LIBVIRT_LOG_DIR: &str = "/var/log/libvirt/qemu";
 const LIBVIRT_TPM_DIR: &str = "/var/lib/libvirt/swtpm";
 const QEMU_IMG: &str = "/usr/bin/qemu-img";
+/// Where a host in memory keeps its guests, in the run directory.
+const MEMORY_HOST: &str = "memory-host.json";
 /// Longest wait for a connection to the API server.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -62,7 +65,10 @@ pub async fn run(args: RunArgs) -> Result<()> {
     kube.connect_timeout = Some(CONNECT_TIMEOUT);
     let agent = HeaderValue::from_static(concat!("vireo-node/", env!("CARGO_PKG_VERSION")));
     kube.headers.push((USER_AGENT, agent));
-    let client = Client::try_from(kube).context("the configuration of the API server cannot be used")?;
+    let client = ClientBuilder::try_from(kube)
+        .context("the configuration of the API server cannot be used")?
+        .with_layer(&ApiLayer)
+        .build();
     let of_node = |pick: fn(&NodeConfig) -> Option<PathBuf>| node.as_ref().and_then(pick);
     let state_dir = args
         .state_dir
@@ -80,10 +86,14 @@ pub async fn run(args: RunArgs) -> Result<()> {
         .or_else(|| node.as_ref().and_then(|node| node.libvirt_uri.clone()))
         .unwrap_or_else(default_uri);
     let (driver, backing): (Arc<dyn HostDriver>, BackingConfig) = match args.host_driver {
-        HostDriverKind::Memory => (
-            Arc::new(MemoryDriver(MemoryHost::new(MemoryConfig::default(), Handle::current()))),
-            BackingConfig::Memory,
-        ),
+        HostDriverKind::Memory => {
+            std::fs::create_dir_all(&run_dir).with_context(|| format!("making {}", run_dir.display()))?;
+            let file = run_dir.join(MEMORY_HOST);
+            let config = MemoryConfig { machine_uuid: format!("memory-{host}"), ..MemoryConfig::default() };
+            let memory = MemoryHost::open(config, Handle::current(), file.clone())
+                .with_context(|| format!("reading {}", file.display()))?;
+            (Arc::new(MemoryDriver(memory)), BackingConfig::Memory)
+        }
         HostDriverKind::Libvirt => {
             std::fs::create_dir_all(&run_dir).with_context(|| format!("making {}", run_dir.display()))?;
             let libvirt = LibvirtConfig {

@@ -27,6 +27,7 @@ pub mod run;
 pub mod seed;
 pub mod seed_data;
 pub mod session;
+pub mod step_names;
 pub mod storage;
 pub mod telemetry;
 pub mod watch;

@@ -14,6 +14,14 @@ use node_daemon::{
 async fn main() -> ExitCode {
     let arguments = Arguments::parse();
     telemetry::init(arguments.log_format);
+    match fail_points::arm_from_environment() {
+        Ok(false) => {}
+        Ok(true) => tracing::warn!("fail points are armed: this process may end on purpose"),
+        Err(error) => {
+            eprintln!("vireo-node: {error}");
+            return ExitCode::FAILURE;
+        }
+    }
     match run(arguments.command).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

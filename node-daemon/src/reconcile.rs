@@ -10,6 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use fail_points::Moment;
 use futures::FutureExt;
 use jiff::Timestamp;
 use node_plan::{
@@ -33,6 +34,7 @@ use crate::{
     objects::{Key, Sight},
     resolve,
     seed_data::{SeedData, SeedReader},
+    step_names::step_name,
     workers::{Context, Handle, Shown, Workers},
     write_back::{Post, WriteBack},
 };
@@ -343,7 +345,11 @@ impl Worker {
         for (index, step) in plan.steps.iter().enumerate() {
             let name = step_name(step);
             let started = Instant::now();
+            fail_points::step(name, Moment::Before);
             let outcome = self.run_step(vm, view, step).await;
+            if outcome.is_ok() {
+                fail_points::step(name, Moment::After);
+            }
             let result = if outcome.is_ok() { "ok" } else { "error" };
             self.context.metrics.steps.get_or_create(&StepLabels { step: name, result }).inc();
             self.context.metrics.step_seconds.observe(started.elapsed().as_secs_f64());
@@ -474,39 +480,4 @@ fn tokens(wanted: Option<&Wanted>, entry: Option<&Entry>) -> BTreeSet<String> {
     let wanted = wanted.into_iter().flat_map(|wanted| &wanted.machine.disks);
     let wanted = wanted.filter_map(|disk| Some(disk.written_volume()?.token.clone()));
     wanted.chain(entry.into_iter().flat_map(|entry| &entry.volumes).map(|held| held.token.clone())).collect()
-}
-
-/// Name of a step, for metrics and logs.
-pub fn step_name(step: &VmStep) -> &'static str {
-    match step {
-        VmStep::WriteLedger { .. } => "WriteLedger",
-        VmStep::WritePermit { .. } => "WritePermit",
-        VmStep::RemovePermit { .. } => "RemovePermit",
-        VmStep::WriteDiskToken { .. } => "WriteDiskToken",
-        VmStep::RemoveDiskToken { .. } => "RemoveDiskToken",
-        VmStep::MakeSeed { .. } => "MakeSeed",
-        VmStep::RemoveSeed => "RemoveSeed",
-        VmStep::MakeOverlay { .. } => "MakeOverlay",
-        VmStep::RemoveOverlay { .. } => "RemoveOverlay",
-        VmStep::EnsureStateDir { .. } => "EnsureStateDir",
-        VmStep::CopyTpmIn { .. } => "CopyTpmIn",
-        VmStep::CopyTpmOut { .. } => "CopyTpmOut",
-        VmStep::KeepHardware { .. } => "KeepHardware",
-        VmStep::RemoveStateDir { .. } => "RemoveStateDir",
-        VmStep::StartDomain { .. } => "StartDomain",
-        VmStep::RequestShutdown { .. } => "RequestShutdown",
-        VmStep::Destroy { .. } => "Destroy",
-        VmStep::Reset => "Reset",
-        VmStep::InjectNmi => "InjectNmi",
-        VmStep::Pause => "Pause",
-        VmStep::Resume => "Resume",
-        VmStep::SetLink { .. } => "SetLink",
-        VmStep::SetMedia { .. } => "SetMedia",
-        VmStep::SetNetwork { .. } => "SetNetwork",
-        VmStep::EndWithGuest => "EndWithGuest",
-        VmStep::SetOnReboot { .. } => "SetOnReboot",
-        VmStep::WriteMetadata { .. } => "WriteMetadata",
-        VmStep::Undefine { .. } => "Undefine",
-        VmStep::FlushDisks { .. } => "FlushDisks",
-    }
 }

@@ -317,6 +317,40 @@ pub struct DomainStatusApply {
     pub summary: StorageDomainSummary,
 }
 
+macro_rules! names {
+    ($($step:ident),* $(,)?) => {
+        impl Step {
+            /// Names of all steps: one without a name does not compile.
+            pub const NAMES: &[&str] = &[$(stringify!($step)),*];
+
+            /// Name of the step, for logs, metrics and fail points.
+            pub fn name(&self) -> &'static str {
+                match self {
+                    $(Self::$step { .. } => stringify!($step),)*
+                }
+            }
+        }
+    };
+}
+
+names! {
+    EnsureFinalizer,
+    RemoveFinalizer,
+    SetPlacement,
+    SetVmStatus,
+    CreateDisk,
+    SetDiskStatus,
+    SetActStatus,
+    DeleteAct,
+    SetHostStatus,
+    SetClusterStatus,
+    SetNetworkStatus,
+    SetDomainStatus,
+    EnsureHostAccess,
+    EnsureSecretAccess,
+    RemoveSecretAccess,
+}
+
 impl Step {
     /// The object written; none for [`Step::CreateDisk`], whose object does not exist yet.
     pub fn object(&self) -> Option<&ObjectRef> {
@@ -333,27 +367,6 @@ impl Step {
             Self::SetNetworkStatus { network, .. } => Some(network),
             Self::SetDomainStatus { domain, .. } => Some(domain),
             Self::CreateDisk { .. } => None,
-        }
-    }
-
-    /// Name of the step, for logs and metrics.
-    pub fn name(&self) -> &'static str {
-        match self {
-            Self::EnsureFinalizer { .. } => "EnsureFinalizer",
-            Self::RemoveFinalizer { .. } => "RemoveFinalizer",
-            Self::SetPlacement { .. } => "SetPlacement",
-            Self::SetVmStatus { .. } => "SetVmStatus",
-            Self::CreateDisk { .. } => "CreateDisk",
-            Self::SetDiskStatus { .. } => "SetDiskStatus",
-            Self::SetActStatus { .. } => "SetActStatus",
-            Self::DeleteAct { .. } => "DeleteAct",
-            Self::SetHostStatus { .. } => "SetHostStatus",
-            Self::SetClusterStatus { .. } => "SetClusterStatus",
-            Self::SetNetworkStatus { .. } => "SetNetworkStatus",
-            Self::SetDomainStatus { .. } => "SetDomainStatus",
-            Self::EnsureHostAccess { .. } => "EnsureHostAccess",
-            Self::EnsureSecretAccess { .. } => "EnsureSecretAccess",
-            Self::RemoveSecretAccess { .. } => "RemoveSecretAccess",
         }
     }
 

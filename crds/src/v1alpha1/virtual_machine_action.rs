@@ -3,7 +3,7 @@
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, de::IgnoredAny};
 
 use super::virtual_machine::Empty;
 use crate::condition::conditions_schema;
@@ -91,6 +91,20 @@ pub enum Act {
     Nmi,
 }
 
+/// An act of a later release is none that this one can carry out, and no reason not to read the rest.
+fn known_act<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Act>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Told {
+        Known(Act),
+        Later(IgnoredAny),
+    }
+    Ok(match Option::<Told>::deserialize(deserializer)? {
+        Some(Told::Known(act)) => Some(act),
+        Some(Told::Later(_)) | None => None,
+    })
+}
+
 impl VirtualMachineActionSpec {
     /// The act asked for; none if the object slipped past admission with none or several.
     pub fn act(&self) -> Option<Act> {
@@ -134,7 +148,7 @@ pub struct VirtualMachineActionStatus {
     #[schemars(schema_with = "conditions_schema")]
     pub conditions: Vec<Condition>,
     /// The act, for the column. Written by the controller.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, deserialize_with = "known_act", skip_serializing_if = "Option::is_none")]
     pub act: Option<Act>,
     /// Host that carries it out. Written by the controller, once.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -65,6 +65,7 @@ pub enum VmState {
     /// On its way to another host.
     Migrating,
     /// Nobody can say: the host is silent.
+    #[serde(other)]
     Unknown,
 }
 

@@ -66,7 +66,12 @@ fn disks() {
 
 fn run_disk_step(facts: &mut DiskFacts, step: DiskStep) {
     match step {
-        DiskStep::RemovePartials(_) => facts.partials = false,
+        DiskStep::RemovePartials(_) => {
+            facts.partials = false;
+            if facts.volume == VolumeFact::Absent {
+                facts.sidecar = None;
+            }
+        }
         DiskStep::Create(sidecar, _)
         | DiskStep::Fetch { sidecar, .. }
         | DiskStep::Copy { sidecar, .. }

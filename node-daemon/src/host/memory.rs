@@ -1,9 +1,14 @@
 //! A host in memory: guests that take a moment to boot, faults that are scripted. Its steps have the very effect their
 //! doc comments state (`node_plan::effect`), so planner and daemon are tried without QEMU. The guests outlive the
-//! daemon that drives them, as real ones do, for as long as this value lives.
+//! daemon that drives them, as real ones do: for as long as this value lives or, if they are kept in a file, until that
+//! is lost.
+
+mod kept;
 
 use std::{
     collections::BTreeMap,
+    io,
+    path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -19,6 +24,7 @@ use node_plan::{
     orphan::Found,
     step::VmStep,
 };
+use serde::{Deserialize, Serialize};
 use tokio::{
     runtime::Handle,
     sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel},
@@ -29,7 +35,7 @@ use super::{
     Census, DomainEvent, HostDriver, HostEvent, HostFacts, HostSide, Lifecycle, Query, StepError, StoppedHow,
     Target, process::QemuProcess,
 };
-use crate::{error::RetryClass, reconcile::step_name};
+use crate::{error::RetryClass, step_names::step_name};
 
 /// What a host in memory looks like.
 #[derive(Debug, Clone)]
@@ -67,7 +73,7 @@ struct Fault {
 }
 
 /// A guest in memory.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 struct Guest {
     facts: Facts,
     pid: u32,
@@ -84,6 +90,8 @@ struct State {
     down: bool,
     next_pid: u32,
     events: Option<UnboundedSender<HostEvent>>,
+    without_tpm_source: bool,
+    file: Option<PathBuf>,
 }
 
 /// A host in memory.
@@ -98,6 +106,26 @@ impl MemoryHost {
     /// A host without guests, whose time passes in this runtime.
     pub fn new(config: MemoryConfig, clockwork: Handle) -> Arc<Self> {
         Arc::new(Self { config, clockwork, state: Mutex::default() })
+    }
+
+    /// A host whose guests are kept in this file: they survive the process, and go on where they stood.
+    pub fn open(config: MemoryConfig, clockwork: Handle, file: PathBuf) -> io::Result<Arc<Self>> {
+        let state = kept::read(&file)?;
+        let host =
+            Arc::new(Self { config, clockwork, state: Mutex::new(State { file: Some(file), ..state }) });
+        let under_way: Vec<(String, u32, bool)> = {
+            let state = host.lock();
+            let live = state.guests.iter().filter(|(_, guest)| guest.facts.live().is_some());
+            live.map(|(uuid, guest)| (uuid.clone(), guest.pid, guest.facts.shutdown_asked.is_some()))
+                .collect()
+        };
+        for (uuid, pid, shuts_down) in under_way {
+            host.boot(&uuid, pid);
+            if shuts_down {
+                host.shut_down(&uuid, pid);
+            }
+        }
+        Ok(host)
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -121,6 +149,7 @@ impl MemoryHost {
         let mut state = self.lock();
         let Some(guest) = state.guests.get_mut(uuid) else { return };
         effect::end(&mut guest.facts, how, Timestamp::now());
+        kept::save(&state);
         drop(state);
         let how = match how {
             ExitKind::Shutdown | ExitKind::PoweredOff | ExitKind::Reset => StoppedHow::Shutdown,
@@ -231,6 +260,7 @@ impl MemoryHost {
             }
             step => self.apply(target, step)?,
         }
+        kept::save(&self.lock());
         self.follow(target, step);
         Ok(())
     }
@@ -300,8 +330,29 @@ impl MemoryHost {
             .map(|(index, nic)| (nic.mac.clone(), vec![format!("10.0.{}.{}", pid % 250, index + 2)]))
             .collect();
         guest.facts.addresses = addresses;
+        kept::save(&state);
         drop(state);
         self.tell(uuid, DomainEvent::GuestChanged);
+    }
+
+    /// The guest of this process has booted after its time.
+    fn boot(self: &Arc<Self>, uuid: &str, pid: u32) {
+        let (host, uuid) = (Arc::clone(self), uuid.to_owned());
+        self.clockwork.spawn(async move {
+            tokio::time::sleep(host.config.boot_time).await;
+            host.booted(&uuid, pid);
+        });
+    }
+
+    /// The guest of this process has shut down after its time.
+    fn shut_down(self: &Arc<Self>, uuid: &str, pid: u32) {
+        let (host, uuid) = (Arc::clone(self), uuid.to_owned());
+        self.clockwork.spawn(async move {
+            tokio::time::sleep(host.config.shutdown_time).await;
+            if host.pid(&uuid) == Some(pid) {
+                host.end(&uuid, ExitKind::PoweredOff);
+            }
+        });
     }
 
     fn pid(&self, uuid: &str) -> Option<u32> {
@@ -339,20 +390,9 @@ impl HostDriver for MemoryDriver {
     fn run<'a>(&'a self, vm: &'a Target, step: &'a VmStep) -> BoxFuture<'a, Result<(), StepError>> {
         async move {
             self.0.carry_out(vm, step).await?;
-            let (host, uuid) = (Arc::clone(&self.0), vm.uuid.clone());
-            let clockwork = self.0.clockwork.clone();
-            let pid = host.pid(&uuid);
-            match (step, pid) {
-                (VmStep::StartDomain { .. }, Some(pid)) => drop(clockwork.spawn(async move {
-                    tokio::time::sleep(host.config.boot_time).await;
-                    host.booted(&uuid, pid);
-                })),
-                (VmStep::RequestShutdown { .. }, Some(pid)) => drop(clockwork.spawn(async move {
-                    tokio::time::sleep(host.config.shutdown_time).await;
-                    if host.pid(&uuid) == Some(pid) {
-                        host.end(&uuid, ExitKind::PoweredOff);
-                    }
-                })),
+            match (step, self.0.pid(&vm.uuid)) {
+                (VmStep::StartDomain { .. }, Some(pid)) => self.0.boot(&vm.uuid, pid),
+                (VmStep::RequestShutdown { .. }, Some(pid)) => self.0.shut_down(&vm.uuid, pid),
                 _ => {}
             }
             Ok(())
@@ -411,7 +451,7 @@ impl HostDriver for MemoryDriver {
                     numa_cells: 1,
                 },
                 memory: config.memory,
-                tpm_source: true,
+                tpm_source: !self.0.lock().without_tpm_source,
             })
         }
         .boxed()

@@ -75,19 +75,20 @@ pub fn write_bytes(path: &Path, content: &[u8]) -> Result<(), FileError> {
             OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&partial)?;
         file.write_all(content)?;
         file.sync_all()?;
-        fs::rename(&partial, path)?;
+        fail_points::around("rename to", path, || fs::rename(&partial, path))?;
         sync_parent(path)
     };
-    write().map_err(FileError::io(path))
+    fail_points::around("write", path, write).map_err(FileError::io(path))
 }
 
 /// Removes a file durably; one that is not there is fine.
 pub fn remove(path: &Path) -> Result<(), FileError> {
-    match fs::remove_file(path) {
-        Ok(()) => sync_parent(path).map_err(FileError::io(path)),
+    let remove = || match fs::remove_file(path) {
+        Ok(()) => sync_parent(path),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        Err(error) => Err(FileError::io(path)(error)),
-    }
+        Err(error) => Err(error),
+    };
+    fail_points::around("remove", path, remove).map_err(FileError::io(path))
 }
 
 fn sync_parent(path: &Path) -> io::Result<()> {

@@ -2,6 +2,7 @@
 
 use std::{path::PathBuf, sync::Arc};
 
+use fail_points::Moment;
 use node_plan::{
     storage::{
         disk::{AllocationWish, DiskStep},
@@ -10,6 +11,9 @@ use node_plan::{
     },
     url_policy,
 };
+use vireo_crds::v1alpha1::DiskFormat;
+
+use crate::step_names::disk_step_name;
 
 use super::{
     beneath, domain,
@@ -38,6 +42,16 @@ pub struct Bench {
 impl Bench {
     /// Runs one step.
     pub async fn run(&self, step: DiskStep) -> Result<(), StorageError> {
+        let name = disk_step_name(&step);
+        fail_points::step(name, Moment::Before);
+        let done = self.carry_out(step).await;
+        if done.is_ok() {
+            fail_points::step(name, Moment::After);
+        }
+        done
+    }
+
+    async fn carry_out(&self, step: DiskStep) -> Result<(), StorageError> {
         let layout = self.volumes.layout.clone();
         let now = jiff::Timestamp::now();
         match step {
@@ -60,7 +74,7 @@ impl Bench {
                 adopted.map_err(|error| error.named("spec.source.file.path", path))
             }
             DiskStep::Grow { sidecar, allocation } => self.volumes.grow(&sidecar, allocation).await,
-            DiskStep::RemovePartials(uid) => self.remove_partials(&uid).await,
+            DiskStep::RemovePartials(uid) => self.remove_rest(&uid).await,
             DiskStep::Restore { sidecar, origin } => {
                 blocking(move || trash::restore(&layout, &sidecar, &origin)).await
             }
@@ -74,6 +88,23 @@ impl Bench {
                 blocking(move || trash::mark_retained(&layout, &sidecar, now)).await
             }
         }
+    }
+
+    /// Removes unfinished files of a Disk, and what explains a volume that is not there.
+    async fn remove_rest(&self, uid: &str) -> Result<(), StorageError> {
+        self.remove_partials(uid).await?;
+        let (layout, uid) = (self.volumes.layout.clone(), uid.to_owned());
+        blocking(move || {
+            for format in [DiskFormat::Qcow2, DiskFormat::Raw] {
+                let volume = layout.volume(&uid, format);
+                if volume.try_exists().map_err(StorageError::io("cannot look at", &volume))? {
+                    return Ok(());
+                }
+            }
+            files::remove(&layout.sidecar(&uid))?;
+            files::remove(&layout.token(&uid))
+        })
+        .await
     }
 
     /// Removes unfinished files of a Disk.

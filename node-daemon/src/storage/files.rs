@@ -25,10 +25,10 @@ pub fn write_whole(path: &Path, content: &[u8]) -> Result<(), StorageError> {
             .open(&partial)?;
         file.write_all(content)?;
         file.sync_all()?;
-        fs::rename(&partial, path)?;
+        fail_points::around("rename to", path, || fs::rename(&partial, path))?;
         sync_parent(path)
     };
-    write().map_err(StorageError::io("cannot write", path))
+    fail_points::around("write", path, write).map_err(StorageError::io("cannot write", path))
 }
 
 /// Writes a small file that must not be there yet.
@@ -80,6 +80,10 @@ fn read_bounded(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
 
 /// Moves a file to a name that must be free, and makes that survive a power cut.
 pub fn rename_new(from: &Path, to: &Path) -> Result<(), StorageError> {
+    fail_points::around("rename to", to, || rename(from, to))
+}
+
+fn rename(from: &Path, to: &Path) -> Result<(), StorageError> {
     let moved = match rustix::fs::renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
         // NFS and some other file systems do not know the flag; a link is refused where there is a file, too.
         Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS | rustix::io::Errno::OPNOTSUPP) => {
@@ -99,7 +103,7 @@ pub fn rename_new(from: &Path, to: &Path) -> Result<(), StorageError> {
 
 /// Removes a file; one that is not there is fine.
 pub fn remove(path: &Path) -> Result<(), StorageError> {
-    match fs::remove_file(path) {
+    match fail_points::around("remove", path, || fs::remove_file(path)) {
         Ok(()) => sync_parent(path).map_err(StorageError::io("cannot sync the directory of", path)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         Err(error) => Err(StorageError::io("cannot remove", path)(error)),

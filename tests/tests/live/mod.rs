@@ -215,6 +215,11 @@ impl Node {
         }
     }
 
+    /// Where its daemon keeps what survives a boot.
+    pub fn state_dir(&self) -> std::path::PathBuf {
+        self.dir.path().join("state")
+    }
+
     /// The machine breaks and is set up anew under its name: no guest, no ledger, nothing known of before.
     pub async fn replace(&mut self, server: &ApiServer) -> Result<()> {
         self.stop(Stop::Kill).await?;
@@ -251,6 +256,21 @@ impl Fleet {
     }
 
     pub async fn start_at(server: &'static ApiServer, hosts: usize, machine: &MemoryConfig) -> Result<Self> {
+        let controller = Some(Controller::start(server).await?);
+        Self::join(server, controller, hosts, machine).await
+    }
+
+    /// With a controller that somebody else runs.
+    pub async fn without_controller(server: &'static ApiServer, hosts: usize) -> Result<Self> {
+        Self::join(server, None, hosts, &MemoryConfig::default()).await
+    }
+
+    async fn join(
+        server: &'static ApiServer,
+        controller: Option<Controller>,
+        hosts: usize,
+        machine: &MemoryConfig,
+    ) -> Result<Self> {
         let admin = server.client(User::Admin).await?;
         let domain = json!({"apiVersion": "vireo.dev/v1alpha1", "kind": "StorageDomain", "metadata": {"name": "shared"}, "spec": {"directory": {"path": "/srv/vireo/shared", "shared": true}}});
         Api::<StorageDomain>::all(admin.clone())
@@ -260,7 +280,6 @@ impl Fleet {
         Api::<Network>::all(admin.clone())
             .create(&PostParams::default(), &serde_json::from_value(network)?)
             .await?;
-        let controller = Some(Controller::start(server).await?);
         let mut fleet = Self { server, admin, controller, nodes: Vec::new() };
         for number in 1..=hosts {
             fleet.nodes.push(Node::join(server, &format!("host{number}"), machine.clone()).await?);

@@ -143,7 +143,8 @@ pub struct DomainFacts {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", rename_all_fields = "camelCase")]
 pub enum DiskStep {
-    /// Afterwards no unfinished file of the Disk of this uid lies in the domain.
+    /// Afterwards no unfinished file of the Disk of this uid lies in the domain and, if it has no volume there, nothing
+    /// that explains one.
     RemovePartials(String),
     /// Afterwards an empty volume is there, with its sidecar.
     Create(Sidecar, AllocationWish),
@@ -296,7 +297,9 @@ pub fn plan_disk(intent: &DiskIntent, facts: &DiskFacts, domain: &DomainFacts) -
 
 fn plan_removal(intent: &DiskIntent, facts: &DiskFacts) -> DiskPlan {
     let mut steps = vec![];
-    if facts.partials {
+    // A move to the trash, or a volume in the making, that was cut off leaves a sidecar without a volume.
+    let explains_nothing = facts.volume == VolumeFact::Absent && facts.sidecar.is_some();
+    if facts.partials || explains_nothing {
         steps.push(DiskStep::RemovePartials(intent.uid.clone()));
     }
     let retained = facts.sidecar.as_ref().is_some_and(|s| s.retained_at.is_some());
@@ -575,7 +578,12 @@ mod tests {
     /// What the executor's steps do to the facts.
     fn apply(facts: &mut DiskFacts, step: &DiskStep) {
         match step {
-            DiskStep::RemovePartials(_) => facts.partials = false,
+            DiskStep::RemovePartials(_) => {
+                facts.partials = false;
+                if facts.volume == VolumeFact::Absent {
+                    facts.sidecar = None;
+                }
+            }
             DiskStep::Create(sidecar, _)
             | DiskStep::Fetch { sidecar, .. }
             | DiskStep::Copy { sidecar, .. }

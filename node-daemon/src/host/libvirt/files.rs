@@ -221,7 +221,7 @@ impl HostPaths {
             VmStep::FlushDisks { paths } => paths.iter().try_for_each(|path| flush(path)).map_err(transient),
             other => Err(StepError::new(
                 RetryClass::Bug,
-                format!("{} is not a step on files", crate::reconcile::step_name(other)),
+                format!("{} is not a step on files", crate::step_names::step_name(other)),
             )),
         }
     }

@@ -10,7 +10,7 @@ mod guests;
 mod machine;
 mod read;
 mod run;
-mod state_home;
+pub mod state_home;
 
 use std::{
     path::PathBuf,

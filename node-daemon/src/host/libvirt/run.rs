@@ -170,7 +170,7 @@ fn on_handle(handle: &Domain, step: &VmStep) -> Result<(), StepError> {
         }
         other => Err(StepError::new(
             RetryClass::Bug,
-            format!("{} is not a step on a domain", crate::reconcile::step_name(other)),
+            format!("{} is not a step on a domain", crate::step_names::step_name(other)),
         )),
     }
 }

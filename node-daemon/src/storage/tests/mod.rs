@@ -303,6 +303,24 @@ async fn blank_disks_are_made_grow_and_go_to_the_trash() {
     assert!(sidecar["deletedAt"].is_string() && sidecar["name"] == "disk-a");
 }
 
+/// The daemon dies between two writes of a removal: after the volume has its name in the trash.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_move_to_the_trash_that_was_cut_off_leaves_nothing_beside_the_volumes() {
+    let rig = Rig::new();
+    rig.put("a", spec(DiskSource::default()));
+    rig.ready("a").await;
+    let layout = rig.layout();
+    let token = node_plan::facts::DiskToken { vm_uid: "vm".into(), epoch: 1, id: "grant".into() };
+    super::token::write(&layout.token("a"), &token).unwrap();
+    fs::copy(layout.sidecar("a"), layout.trashed_sidecar("a")).unwrap();
+    fs::rename(layout.volume("a", DiskFormat::Qcow2), layout.trashed_volume("a", DiskFormat::Qcow2)).unwrap();
+    rig.removed("a").await;
+    let left: Vec<_> =
+        fs::read_dir(rig.path().join("volumes")).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert!(left.is_empty(), "{left:?}");
+    assert!(layout.trashed_volume("a", DiskFormat::Qcow2).exists() && layout.trashed_sidecar("a").exists());
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn raw_and_preallocated_disks_take_their_space() {
     let rig = Rig::new();
