@@ -1,13 +1,17 @@
-//! An address for the controller: HTTP/2 over TLS, as it asks for.
+//! An address for the controller: HTTP/2 over TLS for its session, HTTP/1.1 for its Lease and Events, as it asks for.
 
-use std::sync::Arc;
+use std::{net::SocketAddr, sync::Arc};
 
 use anyhow::{Context, Result, anyhow};
 use bytes::{Bytes, BytesMut};
 use http::{Request, Response};
 use http_body_util::BodyExt;
 use kube::{Config, client::Body};
-use tokio::{net::TcpListener, task::JoinHandle};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::mpsc,
+    task::JoinHandle,
+};
 use tokio_rustls::{
     TlsAcceptor,
     rustls::{
@@ -15,6 +19,7 @@ use tokio_rustls::{
         crypto::ring,
         pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer},
     },
+    server::TlsStream,
 };
 use tower::BoxError;
 
@@ -22,7 +27,7 @@ use super::{FaultyApi, Side};
 
 /// Open until it is dropped.
 pub struct Door {
-    address: std::net::SocketAddr,
+    address: SocketAddr,
     certificate: Vec<u8>,
     task: JoinHandle<()>,
 }
@@ -43,20 +48,30 @@ impl Door {
             .with_safe_default_protocol_versions()?
             .with_no_client_auth()
             .with_single_cert(vec![certificate.clone()], key)?;
-        tls.alpn_protocols = vec![b"h2".to_vec()];
+        tls.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
         let acceptor = TlsAcceptor::from(Arc::new(tls));
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let address = listener.local_addr()?;
+        let (older, sockets) = mpsc::unbounded_channel();
+        let for_older = Arc::clone(&api);
+        let service = axum::Router::new().fallback(move |request: axum::extract::Request| {
+            let api = Arc::clone(&for_older);
+            async move { plain(&api, request).await }
+        });
+        tokio::spawn(async move { axum::serve(Sockets { sockets, address }, service).await });
         let task = tokio::spawn(async move {
             while let Ok((socket, _)) = listener.accept().await {
-                let (api, acceptor) = (Arc::clone(&api), acceptor.clone());
+                let (api, acceptor, older) = (Arc::clone(&api), acceptor.clone(), older.clone());
                 tokio::spawn(async move {
                     if api.is_absent(Side::Controller) {
                         return;
                     }
                     // A connection that fails is the other side's to notice.
-                    if let Ok(socket) = acceptor.accept(socket).await {
+                    let Ok(socket) = acceptor.accept(socket).await else { return };
+                    if socket.get_ref().1.alpn_protocol() == Some(b"h2") {
                         let _ = serve(api, socket).await;
+                    } else {
+                        let _ = older.send(socket);
                     }
                 });
             }
@@ -71,6 +86,47 @@ impl Door {
         config.auth_info.client_certificate_data = None;
         config.auth_info.client_key_data = None;
         Ok(config)
+    }
+}
+
+type Socket = TlsStream<TcpStream>;
+
+/// Connections that speak HTTP/1.1, as a server takes them.
+struct Sockets {
+    sockets: mpsc::UnboundedReceiver<Socket>,
+    address: SocketAddr,
+}
+
+impl axum::serve::Listener for Sockets {
+    type Io = Socket;
+    type Addr = SocketAddr;
+
+    async fn accept(&mut self) -> (Socket, SocketAddr) {
+        match self.sockets.recv().await {
+            Some(socket) => (socket, self.address),
+            None => std::future::pending().await,
+        }
+    }
+
+    fn local_addr(&self) -> std::io::Result<SocketAddr> {
+        Ok(self.address)
+    }
+}
+
+/// A reset is a body that breaks off: closer an answer of this kind cannot come to one.
+async fn plain(api: &FaultyApi, request: axum::extract::Request) -> Response<axum::body::Body> {
+    let (head, body) = request.into_parts();
+    let broken = |error: BoxError| {
+        Response::new(axum::body::Body::from_stream(futures::stream::iter([Err::<Bytes, _>(error)])))
+    };
+    let bytes = match body.collect().await {
+        Ok(body) => body.to_bytes(),
+        Err(error) => return broken(error.into()),
+    };
+    let request = Request::from_parts(head, Body::from(bytes.to_vec()));
+    match api.answer(Side::Controller, request).await {
+        Ok(answer) => answer.map(axum::body::Body::new),
+        Err(error) => broken(error),
     }
 }
 

@@ -65,12 +65,12 @@ pub const ALL: [Fault; 14] = [
 /// Of a thousand requests, how many meet which fault.
 const OF_REQUESTS: [(Fault, u32); 7] = [
     (Fault::Latency, 80),
-    (Fault::Conflict, 25),
+    (Fault::Conflict, 60),
     (Fault::TooMany, 25),
-    (Fault::ServerError, 25),
+    (Fault::ServerError, 40),
     (Fault::Reset, 20),
-    (Fault::LostAnswer, 20),
-    (Fault::Hang, 8),
+    (Fault::LostAnswer, 40),
+    (Fault::Hang, 20),
 ];
 /// Of a thousand lists, how many are stale: there are few of them.
 const STALE_LISTS: u32 = 300;
@@ -84,7 +84,7 @@ const OF_WATCHES: [(Fault, u32); 6] = [
     (Fault::TooMany, 30),
 ];
 /// Of a thousand requests on a connection, how many take it with them.
-const DISCONNECTS: u32 = 2;
+const DISCONNECTS: u32 = 15;
 
 /// The faults.
 pub struct Faults {
