@@ -96,7 +96,10 @@ guests() {
 servers() {
   lane=3
   suite standalone "the API server, for real" standalone/go.sh test -vet=off -count=1 -timeout 900s -v ./...
-  suite api "against the real API server" system_tests schema_api identity_api kubectl_api writes_api orders_api compatibility_api faulty_api fleet_api
+  suite api "against the real API server" system_tests schema_api identity_api kubectl_api writes_api orders_api compatibility_api
+  by_hand faulty-api "parts on an API server that delays, refuses, forgets and stalls" system_tests faulty_api -- --nocapture
+  by_hand fleet-api "50 hosts and 300 VMs: writes, silence, nothing left" system_tests fleet_api -- --nocapture
+  by_hand fail-points "both parts killed before and after each thing they do" system_tests failpoints_api -- --nocapture
 }
 decisions() {
   lane=2
