@@ -110,7 +110,7 @@ fn placement(p: Placement) -> api::Placement {
 }
 
 fn runtime(r: Runtime, uid: u8) -> api::Runtime {
-    let pending = json!([{"path": "spec.disks", "message": "waits for the next boot"}]);
+    let pending = json!([{"path": "spec.disks", "running": "none", "wanted": "d1", "applies": "NextBoot"}]);
     let document = json!({
         "vmUid": name('u', uid), "grant": grant_ref(r.grant),
         "holding": if r.released { "Released" } else { "Open" }, "power": if r.on { "On" } else { "Off" },
