@@ -24,7 +24,7 @@ fn one_vm(controllers: usize, budget: Budget) -> Fleet {
 }
 
 fn settings() -> Vec<Setting> {
-    let whole = |name, fleet| Setting { name, fleet, depth: None, whole: true, by_hand: false, seconds: 60 };
+    let whole = |name, fleet| Setting { name, fleet, depth: None, whole: true, by_hand: false, seconds: 600 };
     let part = |name, fleet| Setting { whole: false, seconds: 10, ..whole(name, fleet) };
     let by_hand = |name, fleet| Setting { whole: false, by_hand: true, seconds: 600, ..whole(name, fleet) };
     let none = Budget { any: 1, sessions: 1, ..Budget::default() };
