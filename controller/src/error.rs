@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use kube::runtime::watcher;
+use kube::{core::Status, runtime::watcher};
 
 use crate::backoff::Backoff;
 
@@ -169,16 +169,25 @@ pub fn chain(error: &(dyn std::error::Error + 'static)) -> String {
             text.push_str(": ");
             text.push_str(&more);
         }
-        cause = next.source();
+        // The message of an answer says it all.
+        cause = if answer(next).is_some() { None } else { next.source() };
     }
     text
 }
 
-/// The error itself. kube prints an answer of the API server with all its fields; people need its message.
-fn in_words(error: &(dyn std::error::Error + 'static)) -> String {
+/// What the API server answered, if that is the error.
+fn answer(error: &(dyn std::error::Error + 'static)) -> Option<&Status> {
     // A boxed source is seen as the box, not as what is in it.
     let boxed = error.downcast_ref::<Box<kube::Error>>().map(Box::as_ref);
-    if let Some(kube::Error::Api(status)) = boxed.or_else(|| error.downcast_ref()) {
+    match boxed.or_else(|| error.downcast_ref())? {
+        kube::Error::Api(status) => Some(status),
+        _ => None,
+    }
+}
+
+/// The error itself. kube prints an answer of the API server with all its fields; people need its message.
+fn in_words(error: &(dyn std::error::Error + 'static)) -> String {
+    if let Some(status) = answer(error) {
         return status.message.clone();
     }
     match error.downcast_ref() {
@@ -194,8 +203,6 @@ fn in_words(error: &(dyn std::error::Error + 'static)) -> String {
 
 #[cfg(test)]
 mod tests {
-    use kube::core::Status;
-
     use super::*;
 
     fn answer(code: u16, reason: &str) -> Error {
