@@ -176,7 +176,7 @@ pub fn chain(error: &(dyn std::error::Error + 'static)) -> String {
 }
 
 /// What the API server answered, if that is the error.
-fn answer(error: &(dyn std::error::Error + 'static)) -> Option<&Status> {
+fn answer<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a Status> {
     // A boxed source is seen as the box, not as what is in it.
     let boxed = error.downcast_ref::<Box<kube::Error>>().map(Box::as_ref);
     match boxed.or_else(|| error.downcast_ref())? {
