@@ -251,7 +251,7 @@ mod tests {
         let (uid, at) = stored("a", 5, "g5", 5, false);
         let listed = || (uid.clone(), Stored { listed: true, ..at.clone() });
         let renounced = ("a".to_owned(), "g5".to_owned(), Holding::Renounced);
-        assert_eq!(claimed(&[], [listed()]), [renounced.clone()]);
+        assert_eq!(claimed(&[], [listed()]), std::slice::from_ref(&renounced));
         assert!(
             claimed(&[], [(uid.clone(), at.clone())]).is_empty(),
             "it arrived by watch: it is being accepted"
