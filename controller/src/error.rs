@@ -206,7 +206,12 @@ mod tests {
     use super::*;
 
     fn answer(code: u16, reason: &str) -> Error {
-        let status = Status { code, reason: reason.into(), message: "no".into(), ..Status::default() };
+        let status = Status {
+            code,
+            reason: reason.into(),
+            message: "the object has been modified".into(),
+            ..Status::default()
+        };
         Error::Api {
             what: "apply VirtualMachine default/web".into(),
             source: Box::new(kube::Error::Api(Box::new(status))),
@@ -231,6 +236,6 @@ mod tests {
     #[test]
     fn the_chain_says_what_and_why_once() {
         let text = chain(&answer(409, "Conflict"));
-        assert_eq!(text, "cannot apply VirtualMachine default/web: no");
+        assert_eq!(text, "cannot apply VirtualMachine default/web: the object has been modified");
     }
 }
