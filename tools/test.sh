@@ -48,8 +48,13 @@ count() { # FILE...
 # Always for the whole workspace: a smaller selection has dependencies with fewer features, and compiles them again.
 cargo_test() { cargo test --locked --release -j"$jobs" --workspace "$@"; }
 
+# Every library's own tests and every test file of the parts; those of `tests/` and `lab/` are suites of their own.
 unit_tests() {
-  cargo_test --exclude system-tests --exclude system-model --exclude simulation --exclude lab && cargo test --locked --release -j"$jobs" -p system-tests -p simulation --lib
+  local file tests=()
+  for file in {crds,fail-points,controller,controller/plan,node-daemon,node-daemon/plan,xtask}/tests/*.rs; do
+    [ -e "$file" ] && tests+=(--test "$(basename "$file" .rs)")
+  done
+  cargo_test --no-fail-fast --lib --bin xtask "${tests[@]}"
 }
 
 system_tests() { # TEST... [-- FILTER...]
