@@ -4,6 +4,7 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use ::http::{HeaderValue, header::USER_AGENT};
 use fail_points::ApiLayer;
+use futures::future::BoxFuture;
 use kube::{
     Config,
     client::ClientBuilder,
@@ -77,8 +78,17 @@ pub async fn run(args: RunArgs) -> Result<(), Error> {
     Ok(())
 }
 
-/// Starts a controller; it stops, and gives its Lease back, when `shutdown` is cancelled.
-pub async fn start(
+/// Starts a controller; it stops, and gives its Lease back, when `shutdown` is cancelled. Boxed, because the body of an
+/// `async fn` is compiled once more into every binary that awaits it, and this one is the whole controller.
+pub fn start(
+    config: Config,
+    settings: Settings,
+    shutdown: CancellationToken,
+) -> BoxFuture<'static, Result<Running, Error>> {
+    Box::pin(begin(config, settings, shutdown))
+}
+
+async fn begin(
     mut config: Config,
     settings: Settings,
     shutdown: CancellationToken,
