@@ -5,7 +5,10 @@ use std::{sync::Arc, time::Duration};
 use jiff::Timestamp;
 use kube::ResourceExt;
 use node_plan::step::{ActReport, EventNote, VmReport};
-use tokio::sync::{Notify, watch};
+use tokio::{
+    sync::{Notify, watch},
+    time::Instant,
+};
 use vireo_crds::{
     condition::{self, kind},
     reasons,
@@ -82,12 +85,18 @@ struct Writer {
 impl Writer {
     async fn run(mut self) {
         let mut failures = 0;
+        let mut kept_back: Option<Instant> = None;
         while self.posts.changed().await.is_ok() {
             let Some(post) = self.posts.borrow_and_update().clone() else { continue };
             let is_passing = post.passing || post.report.as_ref().is_some_and(|report| report.passing);
-            if is_passing && self.overtaken(PASSING).await {
-                continue;
+            if is_passing {
+                let since = *kept_back.get_or_insert_with(Instant::now);
+                // One passing state after the other is told of as late as a single one.
+                if self.overtaken(PASSING.saturating_sub(since.elapsed())).await {
+                    continue;
+                }
             }
+            kept_back = None;
             match self.write(&post).await {
                 Ok(()) => failures = 0,
                 Err(error) => {

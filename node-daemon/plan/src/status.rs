@@ -294,13 +294,15 @@ fn down(scene: &Scene<'_>) -> Verdict {
     if entry.is_released(&intent.grant) {
         return released(scene);
     }
+    // What is waited for is often only on its way here: a Disk that is being looked up, a claim the watch has yet to
+    // bring. It is told of if it lasts longer than a moment.
     let waiting = |wait: &Wait, state, ready| Verdict {
         state,
         power: Power::Off,
         reason: known_reason(&wait.reason),
         message: wait.message.clone(),
         ready,
-        passing: false,
+        passing: ready == Health::Reconciling,
     };
     if intent.grant.incarnation != scene.facts.incarnation {
         return host_lost(scene);
