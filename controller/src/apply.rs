@@ -92,7 +92,12 @@ pub async fn apply(session: &Session, step: &Step, chain: &mut Chain) -> Result<
             written?
         }
         Step::SetVmStatus { vm, status: _ } => apply_status(session, step, vm, chain).await?,
-        Step::SetDiskStatus { disk, status: _ } => apply_status(session, step, disk, chain).await?,
+        Step::SetDiskStatus { disk, read_first, status: _ } => {
+            for read in read_first {
+                confirm(session, read).await?;
+            }
+            apply_status(session, step, disk, chain).await?
+        }
         Step::SetActStatus { act, status: _ } => apply_status(session, step, act, chain).await?,
         Step::SetHostStatus { host, status: _ } => apply_status(session, step, host, chain).await?,
         Step::SetClusterStatus { cluster, status: _ } => apply_status(session, step, cluster, chain).await?,

@@ -105,8 +105,11 @@ fn apply_step(
             world.note_summary_written(Kind::HostCluster, &cluster.name, now);
             Ok(())
         }
+        Step::SetDiskStatus { disk, read_first, .. } => {
+            read_first.iter().try_for_each(|read| still_confirmed(world, read))?;
+            set_status(world, disk, step, versions, now)
+        }
         Step::SetVmStatus { vm: object, .. }
-        | Step::SetDiskStatus { disk: object, .. }
         | Step::SetActStatus { act: object, .. }
         | Step::SetNetworkStatus { network: object, .. }
         | Step::SetDomainStatus { domain: object, .. } => set_status(world, object, step, versions, now),

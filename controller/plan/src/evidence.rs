@@ -8,6 +8,7 @@ use vireo_crds::{
 use crate::{
     guard::{Guard, stands},
     host::liveness::Freshness,
+    session,
     step::{FreshRead, Kind, ObjectRef},
     world::World,
 };
@@ -105,18 +106,27 @@ pub fn closed(world: &World, vm: &VirtualMachine, role: Role, grant: &Grant) -> 
     }
     let confirmation = confirmation(vm, host.map(AsRef::as_ref), grant);
     if let Some((object, detail)) = confirmation {
-        return if may_live(world, grant) && stands(Guard::ConfirmationWhileAlive) {
-            Err(Open::Unproven(format!(
-                "the confirmation on {} {} is refused: {} still shows life",
-                object.kind, object.name, grant.host
-            )))
+        let doubt = if !stands(Guard::ConfirmationWhileAlive) {
+            None
+        } else if may_live(world, grant) {
+            Some("is refused: it still shows life")
+        } else if has_yet_to_say(world, grant) {
+            Some("is not relied on yet: it lives on and has not said what it runs")
+        } else if runs_unexplained(world, vm, &grant.host) {
+            Some("is refused: it says that a process of this VM runs there")
         } else {
-            let value = if object.kind == Kind::Host { grant.incarnation.clone() } else { grant.id.clone() };
-            Ok(over(
-                evidence(EvidenceKind::Confirmed, detail),
-                Some(FreshRead { object, confirm_annotation: value }),
-            ))
+            None
         };
+        if let Some(doubt) = doubt {
+            let host = &grant.host;
+            let text = format!("the confirmation about {host} on {} {} {doubt}", object.kind, object.name);
+            return Err(Open::Unproven(text));
+        }
+        let value = if object.kind == Kind::Host { grant.incarnation.clone() } else { grant.id.clone() };
+        return Ok(over(
+            evidence(EvidenceKind::Confirmed, detail),
+            Some(FreshRead { object, confirm_annotation: value }),
+        ));
     }
     match rebooted {
         Some(Err(open)) => Err(open),
@@ -194,10 +204,34 @@ fn confirmation(vm: &VirtualMachine, host: Option<&Host>, grant: &Grant) -> Opti
     ))
 }
 
-/// Whether the incarnation of a grant shows life, or could without our having noticed.
+/// Whether the incarnation of a grant shows life, or could without our having noticed. A claim in an attestation is a
+/// sign of life as long as whoever made it shows one: of a host that has fallen silent since, a person may know more.
 fn may_live(world: &World, grant: &Grant) -> bool {
-    let lease = world.liveness(&grant.host).map(|l| l.may_live(&grant.incarnation));
-    lease.unwrap_or_else(|| world.host(&grant.host).is_some()) || claims(world, grant)
+    let lease = world.liveness(&grant.host);
+    let lives = |incarnation: &str| lease.is_none_or(|l| l.may_live(incarnation));
+    let is_claimed =
+        || claims(world, grant) && world.attestation(&grant.host).is_some_and(|a| lives(&a.incarnation));
+    if lease.is_none() {
+        world.host(&grant.host).is_some()
+    } else {
+        lives(&grant.incarnation) || is_claimed()
+    }
+}
+
+/// Whether the machine lives on in another incarnation that has not said in this session what it runs: a guest goes on
+/// running when its host loses the ledger, and the new incarnation finds it in its census.
+fn has_yet_to_say(world: &World, grant: &Grant) -> bool {
+    let Some(liveness) = world.liveness(&grant.host) else { return false };
+    let heard = world.attestation(&grant.host).map(|a| a.incarnation.as_str());
+    liveness.freshness != Freshness::Silent && (heard.is_none() || heard != liveness.holder.as_deref())
+}
+
+/// Whether the host says that a process of this VM runs there, and that nobody can name its grant any more.
+fn runs_unexplained(world: &World, vm: &VirtualMachine, host: &str) -> bool {
+    let nameless =
+        |held: &session::HeldClaim| held.running && held.grant.epoch == 0 && held.grant.host == host;
+    world.freshness(host) != Freshness::Silent
+        && session::attested(world, vm).unexplained.iter().any(nameless)
 }
 
 /// Whether the host attests in this session that it still holds this grant.

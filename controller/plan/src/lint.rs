@@ -61,9 +61,13 @@ impl Lint<'_> {
                     "a grant is changed by a status write",
                 );
             }
-            Step::SetDiskStatus { disk, status } => {
+            Step::SetDiskStatus { disk, read_first, status } => {
                 let Some(held) = self.world.disk(&key(disk)).cloned() else { return };
                 self.claims(&held, &status.attachments);
+                self.demand(
+                    !read_first.is_empty() || !self.rests_on_a_confirmation(&held, &status.attachments),
+                    "a claim is taken back on a confirmation that is not read again",
+                );
                 self.demand(
                     status.remove != Some(true) || held.metadata.deletion_timestamp.is_some(),
                     "a volume is removed whose Disk stays",
@@ -303,7 +307,7 @@ impl Lint<'_> {
     /// Claims of a Disk as they are once the plan has been carried out.
     fn claims_after(&self, disk: &Key) -> Vec<Attachment> {
         let planned = self.plan.steps.iter().rev().find_map(|step| match step {
-            Step::SetDiskStatus { disk: object, status } if key(object) == *disk => {
+            Step::SetDiskStatus { disk: object, status, .. } if key(object) == *disk => {
                 Some(status.attachments.clone())
             }
             _ => None,
@@ -335,12 +339,30 @@ impl Lint<'_> {
         }
     }
 
+    /// Whether somebody's word is all that says that a VM whose claim goes does not run.
+    fn rests_on_a_confirmation(&self, disk: &Disk, after: &[Attachment]) -> bool {
+        let before = disk.status.iter().flat_map(|s| &s.attachments);
+        let mut lost = before.filter(|c| !after.iter().any(|a| a.vm_uid == c.vm_uid));
+        lost.any(|claim| {
+            let Some(vm) = self.world.vm_by_uid(&claim.vm_uid) else { return false };
+            let of_newest = vm.status.as_ref().and_then(|s| s.runtime.as_ref()).and_then(|r| r.generation);
+            let lets_go = of_newest.is_some() && of_newest == vm.metadata.generation;
+            let shown = [EvidenceKind::Released, EvidenceKind::Rebooted];
+            !lets_go && self.open_without(vm, &shown) && !self.may_run(vm)
+        })
+    }
+
     /// Whether a VM may be running, for all that reports, boots and confirmations tell.
     fn may_run(&self, vm: &VirtualMachine) -> bool {
+        self.open_without(vm, &[EvidenceKind::Released, EvidenceKind::Rebooted, EvidenceKind::Confirmed])
+    }
+
+    /// Whether a grant is open for all that evidence of these kinds tells.
+    fn open_without(&self, vm: &VirtualMachine, kinds: &[EvidenceKind]) -> bool {
         let Some(placement) = vm.status.as_ref().and_then(|s| s.placement.as_ref()) else { return false };
-        let kinds = [EvidenceKind::Released, EvidenceKind::Rebooted, EvidenceKind::Confirmed];
         let over = |holder: bool, grant: &Grant| {
-            kinds.into_iter().any(|kind| {
+            kinds.iter().any(|kind| {
+                let kind = *kind;
                 let evidence =
                     Evidence { grant_id: grant.id.clone(), kind, session: String::new(), detail: None };
                 self.is_true(vm, holder, grant, &evidence)

@@ -129,8 +129,14 @@ pub enum Step {
     /// Creates a Disk made from a VM's template. Before: no Disk of this name. After: one exists with this spec,
     /// owner and finalizer. "Already exists" means: plan again.
     CreateDisk { disk: Box<Disk> },
-    /// After: working host, claims, removal order, conditions and `summary.usedBy` are these.
-    SetDiskStatus { disk: ObjectRef, status: Box<DiskStatusApply> },
+    /// Before: every object of `read_first`, read uncached, still says so: a claim ends, and a volume goes, only where
+    /// nobody can have it open. After: working host, claims, removal order, conditions and `summary.usedBy` are these.
+    SetDiskStatus {
+        disk: ObjectRef,
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        read_first: Vec<FreshRead>,
+        status: Box<DiskStatusApply>,
+    },
     /// After: the controller's fields of the act are these.
     SetActStatus { act: ObjectRef, status: Box<ActStatusApply> },
     /// After: the act is gone. Deleted with preconditions uid and version.
@@ -381,7 +387,7 @@ impl Step {
             Self::SetPlacement { vm, status, .. } | Self::SetVmStatus { vm, status } => {
                 (&status.conditions, vm.generation, serde_json::to_value(status))
             }
-            Self::SetDiskStatus { disk, status } => {
+            Self::SetDiskStatus { disk, status, .. } => {
                 (&status.conditions, disk.generation, serde_json::to_value(status))
             }
             Self::SetActStatus { act, status } => {

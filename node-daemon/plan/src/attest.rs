@@ -66,7 +66,7 @@ pub fn attest<'a>(
         held.extend(known.entry.as_ref().and_then(|entry| Some(entry.held.as_ref()?.grant.id.as_str())));
         held.extend(known.running.as_ref().map(|metadata| metadata.grant.id.as_str()));
         highest_epoch = highest_epoch.max(highest(known));
-        claims.extend(claim(known).filter(|claim| !is_said(claim, stored.get(&claim.vm_uid))));
+        claims.extend(claim(known).filter(|claim| !is_said(claim, incarnation, stored.get(&claim.vm_uid))));
     }
     claims.extend(stored.iter().filter_map(|(uid, stored)| never_accepted(uid, incarnation, &held, stored)));
     if stands(Guard::ProcessCounts) {
@@ -84,7 +84,10 @@ pub fn attest<'a>(
 
 /// What the store says too needs no saying: exactly this grant, standing as it stands here, and a last number that
 /// covers what was seen. Of a closed grant that the store has long replaced by a newer one, nothing needs saying either.
-fn is_said(claim: &Claim, stored: Option<&Stored>) -> bool {
+///
+/// An open grant of an earlier incarnation is always told: of those, silence says that they are over. A guest keeps its
+/// grant when the ledger is lost while it runs.
+fn is_said(claim: &Claim, incarnation: &str, stored: Option<&Stored>) -> bool {
     let Some(Stored { placement, released, .. }) = stored else {
         // An object that is gone may come back with an older backup; a closed grant of it does no harm.
         return claim.holding == Holding::Released && !claim.running;
@@ -97,7 +100,7 @@ fn is_said(claim: &Claim, stored: Option<&Stored>) -> bool {
     let same = claim.grant.names(&placement.grant());
     match claim.holding {
         // A guest that runs although its end was reported is told of.
-        Holding::Open => same && !(claim.running && *released),
+        Holding::Open => same && claim.grant.incarnation == incarnation && !(claim.running && *released),
         Holding::Released | Holding::Renounced | Holding::Unknown => {
             if same {
                 *released
@@ -244,6 +247,14 @@ mod tests {
         let claims: Vec<_> =
             answer.claims.iter().map(|c| (c.vm_uid.as_str(), c.running, c.holding)).collect();
         assert_eq!(claims, [("b", true, Holding::Open)]);
+    }
+
+    #[test]
+    fn a_guest_that_outlived_its_ledger_is_told_of_although_the_store_says_the_same() {
+        let (all, at) = ([known("a", 2, "g2")], stored("a", 2, "g2", 2, false));
+        let answer = attest("s1", "inc2", &all, &[], &[at].into());
+        let claims: Vec<_> = answer.claims.iter().map(|c| (c.grant.id.as_str(), c.holding)).collect();
+        assert_eq!(claims, [("g2", Holding::Open)]);
     }
 
     #[test]

@@ -40,6 +40,8 @@ pub enum Act {
     Get(u8, u8),
     /// It plans one VM and does the first step.
     Work(u8, u8),
+    /// It plans one VM and carries the plan through.
+    WorkThrough(u8, u8),
     /// It writes `status.runtime`.
     Report(u8, u8),
     /// It makes up its answer to the session, and writes `Host.status`.
@@ -149,7 +151,8 @@ pub fn acts(fleet: &Fleet, s: &State, all: &mut Vec<Act>) {
         let uids = machine.vms.iter().map(|l| l.uid).chain(s.store.vms.iter().flatten().map(|v| v.uid));
         let uids: std::collections::BTreeSet<u8> = uids.collect();
         for uid in uids {
-            all.extend([Act::Watch(h, uid), Act::Get(h, uid), Act::Work(h, uid), Act::Report(h, uid)]);
+            all.extend([Act::Watch(h, uid), Act::Get(h, uid), Act::Report(h, uid)]);
+            all.extend([Act::Work(h, uid), Act::WorkThrough(h, uid)]);
         }
     }
 }
@@ -221,6 +224,7 @@ pub fn after(fleet: &Fleet, s: &State, act: Act) -> Option<State> {
         }
         Act::Get(h, uid) => daemon::get(&mut next, h, uid)?,
         Act::Work(h, uid) => daemon::work(fleet, &mut next, h, uid)?,
+        Act::WorkThrough(h, uid) => daemon::work_through(fleet, &mut next, h, uid)?,
         Act::Report(h, uid) => daemon::report(fleet, &mut next, h, uid)?,
         Act::Answer(h) => daemon::answer(&mut next, h)?,
         Act::ReportHost(h) => daemon::report_host(fleet, &mut next, h)?,

@@ -24,7 +24,7 @@ pub enum Step {
     Finalizer(bool, Vec<Read>),
     Place { placement: Placement, evidence: Vec<(u8, bool)>, reads: Vec<Read> },
     Generation(u8),
-    Claims(Vec<(u8, u8)>),
+    Claims(Vec<(u8, u8)>, Vec<Read>),
 }
 
 impl Step {
@@ -51,8 +51,10 @@ impl Step {
                 });
                 reads.iter_mut().for_each(|r| read(r, &mut one));
             }
-            Self::Finalizer(_, reads) => reads.iter_mut().for_each(|r| read(r, &mut one)),
-            Self::Generation(_) | Self::Claims(_) => {}
+            Self::Finalizer(_, reads) | Self::Claims(_, reads) => {
+                reads.iter_mut().for_each(|r| read(r, &mut one))
+            }
+            Self::Generation(_) => {}
         }
     }
 }
@@ -200,10 +202,10 @@ fn plan_now(session: &Session, subject: Subject) -> Planned {
             let stored = seen(c::number(&vm.name))?.placement?;
             (stored.generation != generation).then_some(Step::Generation(generation))
         }
-        plan::Step::SetDiskStatus { status, .. } => {
+        plan::Step::SetDiskStatus { status, read_first, .. } => {
             let claims: Vec<(u8, u8)> =
                 status.attachments.iter().map(|a| (c::number(&a.vm_uid), c::number(&a.vm))).collect();
-            (claims != session.seen.claims).then_some(Step::Claims(claims))
+            (claims != session.seen.claims).then(|| Step::Claims(claims, reads(read_first)))
         }
         _ => None,
     });

@@ -104,7 +104,23 @@ pub fn get(s: &mut State, h: u8, uid: u8) -> Option<()> {
 
 pub fn work(fleet: &Fleet, s: &mut State, h: u8, uid: u8) -> Option<()> {
     let planned = host::planned(s.scene(h, uid)?, fleet.guards.stand_without());
-    let step = *planned.steps.first()?;
+    carry_out(s, h, uid, *planned.steps.first()?)
+}
+
+/// A worker that carries its plan through, whatever it could have seen in between.
+pub fn work_through(fleet: &Fleet, s: &mut State, h: u8, uid: u8) -> Option<()> {
+    let planned = host::planned(s.scene(h, uid)?, fleet.guards.stand_without());
+    let (first, rest) = planned.steps.split_first().filter(|(_, rest)| !rest.is_empty())?;
+    carry_out(s, h, uid, *first)?;
+    for step in rest {
+        if carry_out(s, h, uid, *step).is_none() {
+            break;
+        }
+    }
+    Some(())
+}
+
+fn carry_out(s: &mut State, h: u8, uid: u8, step: host::Step) -> Option<()> {
     let slot = s.machines[at(h)].vms.iter().find(|l| l.uid == uid)?.slot;
     match step {
         host::Step::Ledger(entry) => {

@@ -55,6 +55,8 @@ pub struct Fleet {
     /// Hosts that differ only in name count as the same.
     pub symmetric: bool,
     pub budget: Budget,
+    /// Exploration begins where everything has come to rest for the first time, and not with a VM that is new.
+    pub at_rest: bool,
     pub guards: Guards,
     /// One state in this many is let come to rest; 0: none.
     pub sample: u64,
@@ -97,7 +99,11 @@ impl Fleet {
             next_uid: u8::try_from(self.vms + 1).unwrap_or(u8::MAX),
             ..State::default()
         };
-        s.canonical(self.symmetric)
+        if !self.at_rest {
+            return s.canonical(self.symmetric);
+        }
+        let rest = State { left: self.budget, ..settle(self, &s).0 };
+        rest.canonical(self.symmetric)
     }
 
     fn after(&self, s: &State, event: Event) -> Option<State> {

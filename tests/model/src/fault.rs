@@ -3,7 +3,7 @@
 use crate::{
     act::index,
     explore::Fleet,
-    state::{Budget, Daemon, Exit, Life, Sight, Spec, State, Vm},
+    state::{Budget, Daemon, Exit, Life, Machine, Sight, Spec, State, Vm},
 };
 
 /// A fault or an edit.
@@ -29,6 +29,8 @@ pub enum Fault {
     ConfirmHost(u8),
     /// Somebody confirms the end of a host that plainly lives.
     Lie(u8),
+    /// Somebody confirms the end of a grant whose guest runs on, on a host that plainly lives in another incarnation.
+    LieVm(u8),
     Halt(u8),
     Unhalt(u8),
     Delete(u8),
@@ -101,6 +103,9 @@ pub fn faults(_: &Fleet, s: &State, all: &mut Vec<Fault>) {
         };
         if b.confirm > 0 && vm.placement.is_some() {
             all.push(Fault::ConfirmVm(slot));
+        }
+        if b.lie > 0 && vm.placement.is_some() {
+            all.push(Fault::LieVm(slot));
         }
         if b.edit > 0 && !vm.deleting {
             all.push(if vm.spec.halted { Fault::Unhalt(slot) } else { Fault::Halt(slot) });
@@ -181,7 +186,9 @@ pub fn after(_: &Fleet, s: &State, fault: Fault) -> Option<State> {
             charge(&mut n, |b| &mut b.confirm);
             let vm = n.store.vms[at(slot)].as_mut()?;
             let grant = vm.placement?.grant;
-            if n.machines[at(grant.host)].inc == grant.inc {
+            // True is that nothing runs under the grant and nothing will: that its incarnation is over is not enough,
+            // for a lost ledger leaves the guest running.
+            if n.machines[at(grant.host)].inc == grant.inc || runs(&n.machines[at(grant.host)], grant.id) {
                 return None;
             }
             vm.confirm = Some(grant.id);
@@ -207,6 +214,20 @@ pub fn after(_: &Fleet, s: &State, fault: Fault) -> Option<State> {
             }
             n.store.hosts[at(h)].confirm = Some(inc);
             n.ghost.lie = Some(h);
+        }
+        Fault::LieVm(slot) => {
+            charge(&mut n, |b| &mut b.lie);
+            let vm = n.store.vms[at(slot)].as_mut()?;
+            let grant = vm.placement?.grant;
+            let machine = &n.machines[at(grant.host)];
+            let silent = |life: &Life| matches!(life, Life::Silent(_));
+            let heard = n.sessions.iter().flatten().all(|session| !silent(&session.lives[at(grant.host)]));
+            let lives_on = machine.powered && machine.inc > 0 && machine.inc != grant.inc && !machine.cut;
+            if !lives_on || !heard || !runs(machine, grant.id) {
+                return None;
+            }
+            vm.confirm = Some(grant.id);
+            n.ghost.lie = Some(grant.host);
         }
         Fault::Halt(slot) | Fault::Unhalt(slot) => {
             charge(&mut n, |b| &mut b.edit);
@@ -241,6 +262,11 @@ pub fn after(_: &Fleet, s: &State, fault: Fault) -> Option<State> {
         }
     }
     Some(n)
+}
+
+/// Whether a guest runs under this grant.
+fn runs(machine: &Machine, grant: u8) -> bool {
+    machine.vms.iter().any(|l| l.process.is_some_and(|p| p.grant.id == grant))
 }
 
 fn may_stop(s: &mut State, uid: u8) {

@@ -47,20 +47,20 @@ pub fn plan(fleet: &Fleet, s: &mut State, c: u8, subject: Subject, slow: bool) -
     let mut step = planned.steps.first()?.clone();
     let slot = match subject {
         Subject::Disk => {
-            let Step::Claims(claims) = step else { return None };
-            return claim(fleet, s, c, claims);
+            let Step::Claims(claims, reads) = step else { return None };
+            return claim(fleet, s, c, claims, &reads);
         }
         Subject::Vm { slot, choice } => {
             let granted = matches!(&step, Step::Place { placement, .. } if placement.grant.id == 0);
             // What does not depend on the choice is planned once.
-            if choice > 0 && !granted && !matches!(step, Step::Claims(_)) {
+            if choice > 0 && !granted && !matches!(step, Step::Claims(..)) {
                 return None;
             }
             slot
         }
     };
-    if let Step::Claims(claims) = step {
-        return if slow { None } else { claim(fleet, s, c, claims) };
+    if let Step::Claims(claims, reads) = step {
+        return if slow { None } else { claim(fleet, s, c, claims, &reads) };
     }
     let before = session.seen.vms[at(slot)]?;
     let nonce = session.nonce;
@@ -84,8 +84,8 @@ pub fn plan(fleet: &Fleet, s: &mut State, c: u8, subject: Subject, slow: bool) -
     Some(())
 }
 
-pub fn claim(fleet: &Fleet, s: &mut State, c: u8, claims: Vec<(u8, u8)>) -> Option<()> {
-    if s.session(c)?.seen.claims != s.store.claims {
+pub fn claim(fleet: &Fleet, s: &mut State, c: u8, claims: Vec<(u8, u8)>, reads: &[Read]) -> Option<()> {
+    if s.session(c)?.seen.claims != s.store.claims || !confirmed(s, reads) {
         return None;
     }
     if claims.len() > 1 {
@@ -117,7 +117,7 @@ pub fn write(s: &mut State, slot: u8, before: Vm, step: &Step) -> Option<Option<
             check::granted(s, &before, placement, evidence);
             after.placement = Some(*placement);
         }
-        Step::Claims(_) => return None,
+        Step::Claims(..) => return None,
     }
     s.store.vms[at(slot)] = Some(after);
     Some(Some(after))

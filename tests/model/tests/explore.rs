@@ -36,6 +36,7 @@ fn settings() -> Vec<Setting> {
         whole("crash, reboot, partition", one_vm(1, work)),
         whole("confirmation, halt, deletion", one_vm(1, people)),
         whole("backup from before the first grant", one_vm(1, Budget { restore: 1, ..two })),
+        whole("lost ledger, false confirmation", one_vm(1, Budget { any: 2, ledger: 1, lie: 1, ..none })),
         part("two leaders, slow write", 16, one_vm(2, Budget { slow: 1, ..two })),
         part("two leaders, crash, reboot", 10, one_vm(2, Budget { sessions: 2, ..work })),
         whole("made again under the same name", one_vm(1, Budget { any: 2, delete: 1, recreate: 1, ..none })),

@@ -16,18 +16,15 @@ fn removals() -> Vec<(&'static str, Guards, Fleet)> {
     let controller = |guard| Guards { controller: Some(guard), ..Guards::default() };
     let node = |guard| Guards { node: Some(guard), ..Guards::default() };
     let faults = |any, budget| fleet(1, 1, false, Budget { any, ..budget });
+    let at_rest = |any, budget| Fleet { at_rest: true, ..faults(any, budget) };
     let none = Budget::default();
     vec![
         (
             "start not bound to the incarnation",
             node(Node::Incarnation),
-            faults(1, Budget { sessions: 1, power: 1, ..none }),
+            at_rest(1, Budget { power: 1, ..none }),
         ),
-        (
-            "ledger release check removed",
-            node(Node::Released),
-            faults(2, Budget { sessions: 1, edit: 2, ..none }),
-        ),
+        ("ledger release check removed", node(Node::Released), at_rest(2, Budget { edit: 2, ..none })),
         (
             "release on libvirt's word",
             node(Node::ProcessCounts),
@@ -51,7 +48,7 @@ fn removals() -> Vec<(&'static str, Guards, Fleet)> {
         (
             "unexplained claims ignored",
             controller(Controller::UnexplainedClaims),
-            faults(1, Budget { sessions: 2, restore: 1, ..none }),
+            at_rest(1, Budget { sessions: 1, restore: 1, ..none }),
         ),
         (
             "confirmation accepted while alive",

@@ -36,6 +36,8 @@ pub struct CtlSession {
     pub cursors: [usize; KINDS.len()],
     pub nonce_cursor: usize,
     pub jobs: Vec<Job>,
+    /// A look at everything found nothing to do.
+    pub rested: bool,
 }
 
 /// A plan being carried out.
@@ -177,6 +179,7 @@ impl Sim {
             cursors: self.store.ends(),
             nonce_cursor: self.store.nonces.len(),
             jobs: Vec::new(),
+            rested: false,
         });
     }
 
@@ -265,14 +268,16 @@ impl Sim {
         self.plan_one(c, &object);
     }
 
-    pub fn measure(&mut self, c: usize) {
+    /// Tells the world of signs of life; true if any of them has changed.
+    pub fn measure(&mut self, c: usize) -> bool {
         let now = self.instant();
         let at = (self.ms, self.store.renewals);
         let ctl = &mut self.controllers[c];
-        let Some(session) = &mut ctl.session else { return };
+        let Some(session) = &mut ctl.session else { return false };
         if ctl.measured.replace(at) == Some(at) {
-            return;
+            return false;
         }
+        let mut moved = false;
         let hosts: Vec<String> = session.world.hosts().map(|(name, _)| name.clone()).collect();
         for host in hosts {
             let mut liveness = ctl.clock.of(&host, now);
@@ -280,8 +285,12 @@ impl Sim {
                 // Mutation: what has not been heard for a while counts as dead.
                 liveness.watched = true;
             }
-            session.world.set_liveness(&host, liveness);
+            if session.world.liveness(&host) != Some(&liveness) {
+                moved = true;
+                session.world.set_liveness(&host, liveness);
+            }
         }
+        moved
     }
 
     /// Plans one object; true if that left something to do.
@@ -474,7 +483,7 @@ fn describe(step: &Step) -> String {
             });
             format!("{}/{} = {}", vm.name, vm.uid, grant.unwrap_or_default())
         }
-        Step::SetDiskStatus { disk, status } => format!(
+        Step::SetDiskStatus { disk, status, .. } => format!(
             "{} claims {:?} remove {:?}",
             disk.name,
             status.attachments.iter().map(|a| a.vm_uid.as_str()).collect::<Vec<_>>(),

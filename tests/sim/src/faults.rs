@@ -198,6 +198,10 @@ impl Sim {
         if self.rng.one_in(3) {
             disks.push(json!({"name": "data", "disk": {"name": "data"}}));
         }
+        if let Some(disk) = self.rules.disks {
+            let root = json!({"name": "root", "template": {"storageDomain": "shared", "size": "1Gi"}});
+            disks = disk.then_some(root).into_iter().collect();
+        }
         if self.ghost.deleted_names.contains(name) {
             self.fault(Fault::VmRecreated);
         }
@@ -432,6 +436,11 @@ impl Sim {
         if !self.clones || self.machines[m].life_on_disk.is_none() {
             return;
         }
+        self.make_clone(m);
+    }
+
+    /// Boots another machine from the disk image of this one.
+    pub fn make_clone(&mut self, m: usize) {
         self.serial += 1;
         let of = &self.machines[m];
         let name = of.name.clone();

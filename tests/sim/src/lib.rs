@@ -66,6 +66,8 @@ pub struct Rules {
     pub favourites: &'static [usize],
     /// What users do more often than anything else, as numbers of [`faults::DEEDS`]; empty: left to chance.
     pub deeds: &'static [usize],
+    /// Every VM has a disk of its own, or none has; not given: left to chance.
+    pub disks: Option<bool>,
     /// What happens first, before chance takes over.
     pub prelude: &'static [Scene],
     /// Events that do not happen, by number: how a history is shrunk.
@@ -124,6 +126,8 @@ pub struct Sim {
     lie: Option<String>,
     clones: bool,
     settling: bool,
+    /// Nothing has been left to do for some rounds: only what is due at a certain time is looked at.
+    still: bool,
     freeze_time: usize,
     /// Faults that come often in this history: what goes wrong together differs from seed to seed.
     favourites: [usize; 3],
@@ -181,6 +185,7 @@ impl Sim {
             lie: None,
             clones,
             settling: false,
+            still: false,
             freeze_time: 0,
             favourites,
             seed,
@@ -394,6 +399,8 @@ impl Sim {
                 return;
             }
             let writes = self.store.writes;
+            // The last round looks at everything once more.
+            self.still = (4..19).contains(&quiet);
             // While nothing is left to do, only what is due at a certain time can come: that is passed more quickly.
             let did = self.work_in_peace(match (round, quiet) {
                 (0..30, 0..4) => 2000,
@@ -408,6 +415,7 @@ impl Sim {
                 return;
             }
         }
+        self.still = false;
         let last: Vec<String> =
             self.trace.as_deref().unwrap_or_default().iter().rev().take(6).cloned().collect();
         let left: Vec<String> = self
@@ -449,8 +457,14 @@ impl Sim {
         for kind in KINDS {
             self.deliver_kind(c, kind, usize::MAX);
         }
-        let objects: Vec<Object> =
-            self.controllers[c].session.as_ref().map(|s| store::all(&s.world)).unwrap_or_default();
+        let moved = self.measure(c);
+        let Some(session) = &self.controllers[c].session else { return false };
+        let mut objects: Vec<Object> = store::all(&session.world);
+        let whole = !(self.still && session.rested) || moved;
+        if !whole {
+            // Plans of these do not depend on the time.
+            objects.retain(|o| !matches!(o, Object::Vm(_) | Object::Disk(_)));
+        }
         let mut did = false;
         for object in objects {
             did |= self.plan_one(c, &object);
@@ -461,10 +475,20 @@ impl Sim {
                 }
             }
         }
+        if let Some(session) = &mut self.controllers[c].session {
+            session.rested = !did && (whole || session.rested);
+        }
         did
     }
 
-    fn daemon_settles(&mut self, m: usize) -> bool {
+    /// A daemon follows its watches, answers and reports, and nothing else.
+    fn daemon_talks(&mut self, m: usize) -> bool {
+        self.daemon_listens(m);
+        let did = self.answer(m);
+        self.report_host(m) || did
+    }
+
+    fn daemon_listens(&mut self, m: usize) {
         if self.machines[m].daemon.as_ref().is_some_and(|d| d.life.is_none()) {
             self.open_ledger(m);
         }
@@ -477,9 +501,17 @@ impl Sim {
                 self.watch_kind(m, kind, usize::MAX);
             }
         }
+    }
+
+    fn daemon_settles(&mut self, m: usize) -> bool {
+        let still = self.still && self.is_caught_up(m);
+        self.daemon_listens(m);
         let mut did = false;
         let uids: BTreeSet<String> = self.worker_uids(m).into_iter().collect();
         for uid in &uids {
+            if still && !self.is_due(m, uid) {
+                continue;
+            }
             // A worker that only reads its object again, and again, is at rest.
             did |= self.work(m, uid) == Worked::Did;
             did |= self.post(m, uid);

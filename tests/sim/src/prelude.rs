@@ -13,6 +13,8 @@ pub enum Scene {
     Rest(usize),
     /// Only the daemons work, for so many rounds.
     Daemons(usize),
+    /// Controllers work, and daemons answer and report; their workers have not come to their turn.
+    Talk(usize),
     /// The host that vm1 is placed on, or is about to be.
     Mark,
     /// No VM is placed on the host, or may be again.
@@ -21,6 +23,10 @@ pub enum Scene {
     CordonOthers(bool),
     /// The host loses its power, or has it back.
     Power(bool),
+    /// The ledger of the host is lost while its guests run, and its daemon is started again.
+    LoseLedger,
+    /// The disk image of the host is put into another machine, which starts under the same name.
+    Clone,
     /// The host does not reach the API server, or does again.
     Cut(bool),
     /// Somebody confirms in writing that the present incarnation of the host is over.
@@ -80,6 +86,32 @@ impl Sim {
                     self.check();
                 }
                 self.settling = false;
+            }
+            Scene::Talk(rounds) => {
+                self.settling = true;
+                for _ in 0..rounds {
+                    self.pass(2000);
+                    for c in 0..self.controllers.len() {
+                        self.controller_settles(c);
+                    }
+                    for m in 0..self.machines.len() {
+                        self.daemon_talks(m);
+                    }
+                    self.check();
+                }
+                self.settling = false;
+            }
+            Scene::LoseLedger => {
+                for machine in self.machines.iter_mut().filter(|m| is_marked(&m.name)) {
+                    machine.ledger.clear();
+                    machine.life_on_disk = None;
+                    machine.daemon = machine.powered.then(Daemon::default);
+                }
+            }
+            Scene::Clone => {
+                if let Some(m) = self.machines.iter().position(|m| is_marked(&m.name)) {
+                    self.make_clone(m);
+                }
             }
             Scene::Mark => self.marked = self.host_of(&vm1),
             Scene::Cordon(yes) => self.cordon(yes, is_marked),

@@ -9,7 +9,7 @@ use vireo_crds::{
 use super::{to_be_made, validate};
 use crate::{
     conditions,
-    step::{DiskStatusApply, Kind, ObjectRef, Step},
+    step::{DiskStatusApply, FreshRead, Kind, ObjectRef, Step},
     vm::fault::{self, Fault},
     world::World,
 };
@@ -26,6 +26,7 @@ pub(crate) struct Draft<'a> {
     placement: Option<DiskPlacement>,
     attachments: Vec<Attachment>,
     remove: Option<bool>,
+    read_first: Vec<FreshRead>,
 }
 
 impl<'a> Draft<'a> {
@@ -47,6 +48,7 @@ impl<'a> Draft<'a> {
             placement: status.and_then(|s| s.placement.clone()),
             attachments: status.map(|s| s.attachments.clone()).unwrap_or_default(),
             remove: status.and_then(|s| s.remove),
+            read_first: Vec::new(),
         }
     }
 
@@ -58,9 +60,18 @@ impl<'a> Draft<'a> {
         }
     }
 
-    /// Takes a claim back.
-    pub fn unclaim(&mut self, vm_uid: &str) {
+    /// Takes a claim back, on the word of these confirmations.
+    pub fn unclaim(&mut self, vm_uid: &str, reads: &[FreshRead]) {
         self.attachments.retain(|a| a.vm_uid != vm_uid);
+        self.rely_on(reads);
+    }
+
+    fn rely_on(&mut self, reads: &[FreshRead]) {
+        for read in reads {
+            if !self.read_first.contains(read) {
+                self.read_first.push(read.clone());
+            }
+        }
     }
 
     /// Names the working host.
@@ -83,9 +94,10 @@ impl<'a> Draft<'a> {
         }
     }
 
-    /// Orders the removal of the volume.
-    pub fn remove(&mut self) {
+    /// Orders the removal of the volume, on the word of these confirmations.
+    pub fn remove(&mut self, reads: &[FreshRead]) {
         self.remove = Some(true);
+        self.rely_on(reads);
     }
 
     /// Says that the spec is refused.
@@ -174,6 +186,7 @@ impl<'a> Draft<'a> {
 
     fn into_step(self) -> Option<Step> {
         let disk = ObjectRef::of(Kind::Disk, self.disk)?;
-        Some(Step::SetDiskStatus { disk, status: Box::new(self.apply()) })
+        let status = Box::new(self.apply());
+        Some(Step::SetDiskStatus { disk, read_first: self.read_first, status })
     }
 }

@@ -17,7 +17,7 @@ use crate::{
     host::liveness::Freshness,
     plan::{EventType, Plan, WaitFor},
     session,
-    step::{Kind, ObjectRef, Step},
+    step::{FreshRead, Kind, ObjectRef, Step},
     vm::{self, fault, validate::disk_names},
     world::{Key, World},
 };
@@ -48,8 +48,10 @@ pub fn plan_disk(world: &World, disk: &Disk, now: Timestamp) -> Plan {
     }
     let mut draft = Draft::of(world, disk);
     let claims = disk.status.as_ref().map(|s| s.attachments.clone()).unwrap_or_default();
-    for claim in claims.iter().filter(|claim| is_stale(world, disk, claim)) {
-        draft.unclaim(&claim.vm_uid);
+    for claim in &claims {
+        if let Some(reads) = stale(world, disk, claim) {
+            draft.unclaim(&claim.vm_uid, &reads);
+        }
     }
     let faults = validate::faults(world, disk);
     if let Some(fault) = fault::leading(&faults) {
@@ -130,15 +132,15 @@ fn vm_that_decides(world: &World, disk: &Disk) -> Option<Key> {
     users.find(|vm| decides(vm)).map(|vm| Key::of(vm.as_ref()))
 }
 
-/// Whether a claim has outlived its reason: its VM no longer names the Disk and no guest can still have it open,
-/// or its VM vanished and every host has said that it does not run it.
-fn is_stale(world: &World, disk: &Disk, claim: &Attachment) -> bool {
-    let Some(vm) = world.vm_by_uid(&claim.vm_uid) else { return has_vanished(world, &claim.vm_uid) };
+/// Whether a claim has outlived its reason, with the confirmations that rests on: its VM no longer names the Disk and no
+/// guest can still have it open, or its VM vanished and every host has said that it does not run it.
+fn stale(world: &World, disk: &Disk, claim: &Attachment) -> Option<Vec<FreshRead>> {
+    let Some(vm) = world.vm_by_uid(&claim.vm_uid) else { return vanished(world, &claim.vm_uid) };
     let name = disk.metadata.name.as_deref().unwrap_or_default();
     if vm.metadata.deletion_timestamp.is_some() || disk_names(vm).iter().any(|used| used == name) {
-        return false;
+        return None;
     }
-    vm::is_over(world, vm) || guest_lets_go(vm)
+    if guest_lets_go(vm) { Some(Vec::new()) } else { vm::over(world, vm) }
 }
 
 /// Whether the running guest was built from the newest spec, so that it has only what that names.
@@ -151,15 +153,16 @@ fn guest_lets_go(vm: &VirtualMachine) -> bool {
         && runtime.pending_changes.is_empty()
 }
 
-/// Whether a VM that is no longer in the store runs nowhere, as every host attests.
-fn has_vanished(world: &World, vm_uid: &str) -> bool {
+/// Whether a VM that is no longer in the store runs nowhere, as every host attests or somebody confirmed.
+fn vanished(world: &World, vm_uid: &str) -> Option<Vec<FreshRead>> {
     let is_orphan = |host: &vireo_crds::v1alpha1::Host| {
         host.status.iter().flat_map(|s| &s.domains).any(|domain| domain.vm_uid == vm_uid)
     };
-    !world.undecodable(Kind::VirtualMachine).any(|o| o.uid == vm_uid)
-        && session::all_attested(world).is_ok()
+    let passage = session::all_attested(world).ok()?;
+    let nowhere = !world.undecodable(Kind::VirtualMachine).any(|o| o.uid == vm_uid)
         && world.hosts_claiming(vm_uid).next().is_none()
-        && !world.hosts().any(|(_, host)| is_orphan(host))
+        && !world.hosts().any(|(_, host)| is_orphan(host));
+    nowhere.then_some(passage.read_first)
 }
 
 fn delete(world: &World, disk: &Disk, subject: &ObjectRef, plan: &mut Plan) {
@@ -176,20 +179,23 @@ fn delete(world: &World, disk: &Disk, subject: &ObjectRef, plan: &mut Plan) {
     }
     let status = disk.status.clone().unwrap_or_default();
     let mut draft = Draft::of(world, disk);
-    if let Err((on, message)) = may_remove(world, disk, &status.attachments) {
-        plan.wait(on, message.clone());
-        draft.deleting(&message);
-        plan.steps.extend(draft.step_if_different());
-        return;
-    }
+    let reads = match may_remove(world, disk, &status.attachments) {
+        Ok(reads) => reads,
+        Err((on, message)) => {
+            plan.wait(on, message.clone());
+            draft.deleting(&message);
+            plan.steps.extend(draft.step_if_different());
+            return;
+        }
+    };
     let domain_gone = world.domain(&disk.spec.storage_domain).is_none();
     let stays = !matches!(disk.spec.reclaim_policy, ReclaimPolicy::Delete);
     if status.placement.is_none() || status.phase == Some(DiskPhase::Removed) || (domain_gone && stays) {
-        plan.steps.push(Step::RemoveFinalizer { object: subject.clone(), read_first: Vec::new() });
+        plan.steps.push(Step::RemoveFinalizer { object: subject.clone(), read_first: reads });
         return;
     }
     for claim in &status.attachments {
-        draft.unclaim(&claim.vm_uid);
+        draft.unclaim(&claim.vm_uid, &reads);
     }
     let present = status.placement.as_ref().map(|p| p.host.as_str()).unwrap_or_default();
     let lives = world.host(present).is_some() && world.freshness(present) != Freshness::Silent;
@@ -206,14 +212,19 @@ fn delete(world: &World, disk: &Disk, subject: &ObjectRef, plan: &mut Plan) {
             }
         }
     }
-    draft.remove();
+    draft.remove(&reads);
     plan.steps.extend(draft.step_if_different());
 }
 
-/// Whether nothing can use the volume any more; else what that waits for.
-fn may_remove(world: &World, disk: &Disk, claims: &[Attachment]) -> Result<(), (WaitFor, String)> {
+/// Whether nothing can use the volume any more, with the confirmations that rests on; else what that waits for.
+fn may_remove(
+    world: &World,
+    disk: &Disk,
+    claims: &[Attachment],
+) -> Result<Vec<FreshRead>, (WaitFor, String)> {
+    let mut reads = Vec::new();
     if !stands(Guard::DiskRelease) {
-        return Ok(());
+        return Ok(reads);
     }
     for claim in claims {
         let on = || WaitFor::Object {
@@ -221,45 +232,51 @@ fn may_remove(world: &World, disk: &Disk, claims: &[Attachment]) -> Result<(), (
             namespace: disk.metadata.namespace.clone(),
             name: claim.vm.clone(),
         };
-        match world.vm_by_uid(&claim.vm_uid) {
-            None if has_vanished(world, &claim.vm_uid) => {}
-            None => {
-                return Err((
-                    WaitFor::AnyHost,
-                    format!(
-                        "VirtualMachine {} is gone, but not every host has said that it does not run it",
-                        claim.vm
-                    ),
-                ));
-            }
-            Some(vm) if !vm::is_over(world, vm) => {
-                return Err((on(), format!("VirtualMachine {} still uses it", claim.vm)));
-            }
-            Some(vm) => {
-                if let Err(blocked) = session::barrier(world, vm) {
-                    return Err((WaitFor::AnyHost, blocked.message()));
-                }
-            }
-        }
+        let Some(vm) = world.vm_by_uid(&claim.vm_uid) else {
+            let message = || {
+                format!(
+                    "VirtualMachine {} is gone, but not every host has said that it does not run it",
+                    claim.vm
+                )
+            };
+            let rests_on = vanished(world, &claim.vm_uid).ok_or_else(|| (WaitFor::AnyHost, message()))?;
+            reads.extend(rests_on);
+            continue;
+        };
+        let Some(rests_on) = vm::over(world, vm) else {
+            return Err((on(), format!("VirtualMachine {} still uses it", claim.vm)));
+        };
+        let passage = session::barrier(world, vm).map_err(|blocked| (WaitFor::AnyHost, blocked.message()))?;
+        reads.extend(rests_on);
+        reads.extend(passage.read_first);
     }
     let is_young = world
         .session()
         .is_some_and(|s| disk.metadata.uid.as_deref().is_some_and(|uid| s.is_younger_than(uid)));
     if is_young {
-        return Ok(());
+        return Ok(reads);
     }
     if claims.is_empty() {
-        session::all_attested(world).map(|_| ()).map_err(|blocked| {
+        let passage = session::all_attested(world).map_err(|blocked| {
             let on = if blocked == session::Blocked::NoSession { WaitFor::Session } else { WaitFor::AnyHost };
             (on, blocked.message())
         })?;
+        reads.extend(passage.read_first);
     }
-    forgotten_user(world, disk, claims).map_or(Ok(()), Err)
+    match forgotten_user(world, disk, claims, &mut reads) {
+        Some(user) => Err(user),
+        None => Ok(reads),
+    }
 }
 
 /// Who may have the volume open although the store names no claim of his: a restored store may have forgotten the claim
-/// together with the grant, or with the edit that asked for it.
-fn forgotten_user(world: &World, disk: &Disk, claims: &[Attachment]) -> Option<(WaitFor, String)> {
+/// together with the grant, or with the edit that asked for it. `reads` takes the confirmations that "nobody" rests on.
+fn forgotten_user(
+    world: &World,
+    disk: &Disk,
+    claims: &[Attachment],
+    reads: &mut Vec<FreshRead>,
+) -> Option<(WaitFor, String)> {
     let namespace = disk.metadata.namespace.as_deref().unwrap_or_default();
     let is_claimed = |uid: &str| claims.iter().any(|claim| claim.vm_uid == uid);
     let on = |vm: &VirtualMachine| {
@@ -277,8 +294,12 @@ fn forgotten_user(world: &World, disk: &Disk, claims: &[Attachment]) -> Option<(
         }
         let names =
             disk.metadata.name.as_ref().is_some_and(|disk| disk_names(vm).iter().any(|used| used == disk));
-        if !vm::is_over(world, vm) && (names || !has_only_its_own(vm)) {
-            return Some((on(vm), format!("VirtualMachine {name} runs and may still use it")));
+        match vm::over(world, vm) {
+            Some(rests_on) => reads.extend(rests_on),
+            None if names || !has_only_its_own(vm) => {
+                return Some((on(vm), format!("VirtualMachine {name} runs and may still use it")));
+            }
+            None => {}
         }
     }
     let unknown = |uid: &str| world.vm_by_uid(uid).is_none() && !is_claimed(uid);

@@ -45,14 +45,14 @@ pub(crate) fn plan(case: &Case<'_>, plan: &mut Plan) {
         Ok(passage) => passage,
         Err(blocked) => return grant::say_blocked(case, &blocked, &ground, plan),
     };
+    let reads = ground.reads(&passage);
     for key in case.world.disks_claimed_by(&case.subject.uid) {
         let Some(found) = case.world.disk(key) else { continue };
         let mut draft = disk::Draft::of(case.world, found);
-        draft.unclaim(&case.subject.uid);
+        draft.unclaim(&case.subject.uid, &reads);
         plan.steps.extend(draft.step());
     }
-    plan.steps
-        .push(Step::RemoveFinalizer { object: case.subject.clone(), read_first: ground.reads(&passage) });
+    plan.steps.push(Step::RemoveFinalizer { object: case.subject.clone(), read_first: reads });
 }
 
 fn wait_for_host(

@@ -20,7 +20,7 @@ use crate::{
     evidence::Open,
     plan::{EventType, Plan, WaitFor},
     session,
-    step::{Kind, ObjectRef, Step},
+    step::{FreshRead, Kind, ObjectRef, Step},
     world::World,
 };
 use conditions::{Pen, Said};
@@ -76,9 +76,16 @@ pub(crate) fn decides_for_its_disks(world: &World, vm: &VirtualMachine) -> bool 
     }
 }
 
-/// Whether nobody runs this VM, by evidence; says nothing about what the store may have forgotten.
-pub(crate) fn is_over(world: &World, vm: &VirtualMachine) -> bool {
-    !matches!(standing(world, vm), Standing::Held(_))
+/// Whether nobody runs this VM, by evidence, with the confirmations that rests on; says nothing about what the store may
+/// have forgotten.
+pub(crate) fn over(world: &World, vm: &VirtualMachine) -> Option<Vec<FreshRead>> {
+    match standing(world, vm) {
+        Standing::Held(_) => None,
+        Standing::New => Some(Vec::new()),
+        Standing::Over(over) => {
+            Some(over.closed.into_iter().filter_map(|closed| closed.read_first).collect())
+        }
+    }
 }
 
 /// Whether the VM has said that it waits for a host.

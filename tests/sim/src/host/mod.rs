@@ -151,6 +151,8 @@ struct Worker {
     shutdown_asked: Option<ShutdownAsked>,
     resume_attempts: Option<Attempts>,
     steps: VecDeque<VmStep>,
+    /// When it wants to plan again although nothing has changed.
+    wake: Option<jiff::Timestamp>,
     post: Option<Post>,
     unexplained: Option<String>,
 }

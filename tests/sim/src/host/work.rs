@@ -109,6 +109,13 @@ impl Sim {
             .or_else(|| machine.guests.get(uid)?.live.metadata.as_ref().map(|m| m.vm.clone()))
     }
 
+    /// Whether a worker asked to be woken by now, or has something left to do.
+    pub fn is_due(&self, m: usize, uid: &str) -> bool {
+        let worker = self.machines[m].daemon.as_ref().and_then(|d| d.workers.get(uid));
+        let now = self.now();
+        worker.is_none_or(|w| !w.steps.is_empty() || w.post.is_some() || w.wake.is_some_and(|at| at <= now))
+    }
+
     /// One round of a worker: carries on, or plans anew.
     pub fn work(&mut self, m: usize, uid: &str) -> Worked {
         let pending = self.machines[m]
@@ -139,6 +146,7 @@ impl Sim {
         let Some(daemon) = &mut self.machines[m].daemon else { return Worked::Nothing };
         let worker = daemon.workers.entry(uid.into()).or_default();
         worker.vm = Some(vm.clone());
+        worker.wake = plan.next_wakeup;
         worker.unexplained.clone_from(&plan.unexplained);
         if !matches!(facts.domain, DomainFact::Present(_) | DomainFact::Unknown { .. }) {
             worker.shutdown_asked = None;
@@ -155,8 +163,10 @@ impl Sim {
             return Worked::Nothing;
         }
         worker.steps = plan.steps.into();
-        let names: Vec<_> = worker.steps.iter().map(step_name).collect();
-        self.say(|| format!("{host} plans {uid}: {names:?}"));
+        if self.trace.is_some() {
+            let names: Vec<_> = worker.steps.iter().map(step_name).collect();
+            self.say(|| format!("{host} plans {uid}: {names:?}"));
+        }
         self.run_steps(m, uid);
         Worked::Did
     }

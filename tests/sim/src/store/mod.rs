@@ -341,7 +341,7 @@ impl Store {
     /// Restores a backup: every connection breaks. With `bump` no version ever repeats.
     pub fn restore(&mut self, backup: &Backup, bump: bool) {
         self.world = backup.world.clone();
-        self.revision = if bump { self.revision + 1000 } else { backup.revision };
+        self.revision = if bump { self.revision.max(backup.revision) + 1000 } else { backup.revision };
         self.nonce = backup.nonce.clone();
         self.owners = backup.owners.clone();
         self.leases = backup.leases.clone();
