@@ -103,6 +103,7 @@ pub async fn apply(session: &Session, step: &Step, chain: &mut Chain) -> Result<
         Step::SetClusterStatus { cluster, status: _ } => apply_status(session, step, cluster, chain).await?,
         Step::SetNetworkStatus { network, status: _ } => apply_status(session, step, network, chain).await?,
         Step::SetDomainStatus { domain, status: _ } => apply_status(session, step, domain, chain).await?,
+        Step::SetGroupStatus { group, status: _ } => apply_status(session, step, group, chain).await?,
         Step::CreateDisk { disk } => {
             let namespace = disk.namespace().unwrap_or_default();
             let what = format!("create Disk {namespace}/{}", disk.name_any());

@@ -34,6 +34,8 @@ pub enum Command {
     Run(RunArgs),
     /// Makes the HostCluster `default` unless there is one.
     Init(Connect),
+    /// Prints why a VM is where it is, and what every other host lacks.
+    Explain(ExplainArgs),
 }
 
 /// How to reach the API server.
@@ -42,6 +44,17 @@ pub struct Connect {
     /// Kubeconfig of the API server; left out, KUBECONFIG or the pod's own ServiceAccount.
     #[arg(long, value_name = "FILE")]
     pub kubeconfig: Option<PathBuf>,
+}
+
+/// What to explain.
+#[derive(Debug, Clone, Args)]
+pub struct ExplainArgs {
+    /// How to reach the API server.
+    #[command(flatten)]
+    pub connect: Connect,
+    /// The VM; its namespace is `default` if left out.
+    #[arg(value_name = "[NAMESPACE/]VM")]
+    pub vm: String,
 }
 
 /// Settings of a run.

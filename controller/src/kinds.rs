@@ -15,16 +15,20 @@ use kube::{
 };
 use serde::de::DeserializeOwned;
 use vireo_crds::{
+    condition::{self, kind},
     meta::CONTROLLER_MANAGER,
-    v1alpha1::{Disk, Host, HostCluster, Network, StorageDomain, VirtualMachine, VirtualMachineAction},
+    v1alpha1::{
+        AffinityGroup, Disk, Host, HostCluster, Network, StorageDomain, VirtualMachine, VirtualMachineAction,
+    },
 };
 
 /// Kinds that are watched, kept and planned, in the order in which they are looked at first.
-pub const KINDS: [Kind; 7] = [
+pub const KINDS: [Kind; 8] = [
     Kind::HostCluster,
     Kind::Host,
     Kind::Network,
     Kind::StorageDomain,
+    Kind::AffinityGroup,
     Kind::Disk,
     Kind::VirtualMachine,
     Kind::VirtualMachineAction,
@@ -86,6 +90,7 @@ pub fn resource(kind: Kind) -> ApiResource {
         Kind::Host => ApiResource::erase::<Host>(&()),
         Kind::Network => ApiResource::erase::<Network>(&()),
         Kind::StorageDomain => ApiResource::erase::<StorageDomain>(&()),
+        Kind::AffinityGroup => ApiResource::erase::<AffinityGroup>(&()),
     }
 }
 
@@ -105,6 +110,7 @@ pub fn put(world: &mut World, kind: Kind, object: DynamicObject) -> Result<(), s
         Kind::Host => world.put_host(decode(object)?),
         Kind::Network => world.put_network(decode(object)?),
         Kind::StorageDomain => world.put_domain(decode(object)?),
+        Kind::AffinityGroup => world.put_group(decode(object)?),
     }
     Ok(())
 }
@@ -129,6 +135,7 @@ pub fn remove(world: &mut World, item: &Item) {
         Kind::Host => world.remove_host(&item.name),
         Kind::Network => world.remove_network(&item.name),
         Kind::StorageDomain => world.remove_domain(&item.name),
+        Kind::AffinityGroup => world.remove_group(&item.key()),
     }
 }
 
@@ -160,6 +167,7 @@ pub fn held(world: &World, kind: Kind, namespace: &str, name: &str) -> Option<He
         Kind::Host => held!(world.host(name)),
         Kind::Network => held!(world.network(name)),
         Kind::StorageDomain => held!(world.domain(name)),
+        Kind::AffinityGroup => held!(world.group(&key)),
     }
 }
 
@@ -177,6 +185,9 @@ pub fn plan(world: &World, item: &Item, now: Timestamp) -> Option<Plan> {
         Kind::Host => world.host(&item.name).map(|host| controller_plan::plan_host(world, host, now)),
         Kind::Network => world.network(&item.name).map(|n| controller_plan::plan_network(world, n, now)),
         Kind::StorageDomain => world.domain(&item.name).map(|d| controller_plan::plan_domain(world, d, now)),
+        Kind::AffinityGroup => {
+            world.group(&item.key()).map(|group| controller_plan::plan_group(world, group, now))
+        }
     }
 }
 
@@ -187,6 +198,7 @@ pub fn all(world: &World) -> Vec<Item> {
     items.extend(world.hosts().map(|(name, _)| Item::global(Kind::Host, name)));
     items.extend(world.networks().map(|(name, _)| Item::global(Kind::Network, name)));
     items.extend(world.domains().map(|(name, _)| Item::global(Kind::StorageDomain, name)));
+    items.extend(world.groups().map(|group| Item::of(Kind::AffinityGroup, &group.metadata)));
     items.extend(world.disks().map(|disk| Item::of(Kind::Disk, &disk.metadata)));
     items.extend(world.vms().map(|vm| Item::of(Kind::VirtualMachine, &vm.metadata)));
     items.extend(world.acts().map(|act| Item::of(Kind::VirtualMachineAction, &act.metadata)));
@@ -217,6 +229,10 @@ pub fn neighbours(world: &World, item: &Item) -> BTreeSet<Item> {
             woken.extend(named.map(|name| Item::namespaced(Kind::Disk, &Key::new(&key.namespace, &name))));
             let uid = vm.metadata.uid.as_deref().unwrap_or_default();
             woken.extend(world.disks_claimed_by(uid).map(|disk| Item::namespaced(Kind::Disk, disk)));
+            for group in world.groups_of(&key) {
+                woken.insert(Item::namespaced(Kind::AffinityGroup, group));
+                woken.extend(waiting_members(world, group));
+            }
         }
         Kind::Disk => {
             woken.extend(world.vms_using_disk(&key).map(|vm| Item::namespaced(Kind::VirtualMachine, vm)));
@@ -248,10 +264,27 @@ pub fn neighbours(world: &World, item: &Item) -> BTreeSet<Item> {
             );
         }
         Kind::Network => {}
+        Kind::AffinityGroup => {
+            // Whether rules contradict each other is read from all groups of the namespace.
+            let beside = world.groups_in(&key.namespace);
+            woken.extend(beside.map(|group| Item::namespaced(Kind::AffinityGroup, group)));
+            woken.extend(waiting_members(world, &key));
+        }
         Kind::StorageDomain => {
             let here = world.disks().filter(|disk| disk.spec.storage_domain == item.name);
             woken.extend(here.map(|disk| Item::of(Kind::Disk, &disk.metadata)));
         }
     }
     woken
+}
+
+/// Members of a group that have no host yet: what the rules let them do may have changed.
+fn waiting_members<'a>(world: &'a World, group: &'a Key) -> impl Iterator<Item = Item> + 'a {
+    let waits = |vm: &&Key| {
+        let conditions = world.vm(vm).and_then(|vm| vm.status.as_ref()).map(|status| &status.conditions);
+        conditions
+            .and_then(|c| condition::get(c, kind::PLACED))
+            .is_some_and(|placed| placed.status == "False")
+    };
+    world.members_of(group).filter(waits).map(|vm| Item::namespaced(Kind::VirtualMachine, vm))
 }

@@ -9,6 +9,7 @@ pub mod connection;
 pub mod context;
 pub mod error;
 pub mod events;
+pub mod explain;
 pub mod http;
 pub mod init;
 pub mod kinds;

@@ -4,7 +4,7 @@ use clap::Parser;
 use controller::{
     args::{Cli, Command},
     error::{Error, chain},
-    init, run, telemetry,
+    explain, init, run, telemetry,
 };
 
 async fn obey(cli: Cli) -> Result<(), Error> {
@@ -14,6 +14,7 @@ async fn obey(cli: Cli) -> Result<(), Error> {
     }
     match cli.command {
         Command::Run(args) => run::run(args).await,
+        Command::Explain(args) => explain::run(run::configuration(&args.connect).await?, &args.vm).await,
         Command::Init(connect) => init::init(run::configuration(&connect).await?).await,
     }
 }

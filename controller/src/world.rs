@@ -196,6 +196,7 @@ impl Session {
             | Step::SetActStatus { .. }
             | Step::DeleteAct { .. }
             | Step::SetNetworkStatus { .. }
+            | Step::SetGroupStatus { .. }
             | Step::SetDomainStatus { .. } => {}
         }
     }

@@ -111,5 +111,7 @@ reasons! {
     EDITS_WAIT = "EditsWait", "Edits of the spec wait for the next boot.", "Restart the guest, from inside or with a VirtualMachineAction.";
     UP_TO_DATE = "UpToDate", "The running guest has everything its spec declares.", "";
     NOT_SUPPORTED = "NotSupported", "This version cannot do it.", "";
+    CONTRADICTORY_RULES = "ContradictoryRules", "Hard rules of affinity groups cannot all be kept; the message names the groups.", "Change one of the groups the message names.";
+    RULE_BROKEN = "RuleBroken", "VMs run where a hard rule of the affinity group does not want them; they are left running.", "Restart the VMs the message names: a start heeds the rules.";
     WAITING = "Waiting", "Something is waited for; the message says what.", "";
 }

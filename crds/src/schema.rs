@@ -5,7 +5,7 @@ use kube::CustomResourceExt;
 use serde_json::{Map, Value, json};
 
 use crate::v1alpha1::{
-    Disk, Host, HostCluster, Network, StorageDomain, VirtualMachine, VirtualMachineAction,
+    AffinityGroup, Disk, Host, HostCluster, Network, StorageDomain, VirtualMachine, VirtualMachineAction,
 };
 
 const DEFAULT_MAX_LENGTH: u64 = 1024;
@@ -22,6 +22,7 @@ pub fn all_crds() -> Result<Vec<CustomResourceDefinition>, serde_json::Error> {
         Host::crd(),
         Network::crd(),
         StorageDomain::crd(),
+        AffinityGroup::crd(),
     ]
     .into_iter()
     .map(finish)

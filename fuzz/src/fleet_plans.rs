@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use controller_plan::{
     Freshness, HostLiveness, Key, Kind, Plan, Session, Undecodable, World, effect, plan_act, plan_cluster,
-    plan_disk, plan_domain, plan_host, plan_network, plan_vm,
+    plan_disk, plan_domain, plan_group, plan_host, plan_network, plan_vm,
 };
 use jiff::Timestamp;
 use serde::{Deserialize, de::DeserializeOwned};
@@ -57,6 +57,7 @@ fn plans(world: &World, now: Timestamp, fresh: &str) -> Vec<Plan> {
     plans.extend(world.hosts().map(|(_, object)| plan_host(world, object, now)));
     plans.extend(world.networks().map(|(_, object)| plan_network(world, object, now)));
     plans.extend(world.domains().map(|(_, object)| plan_domain(world, object, now)));
+    plans.extend(world.groups().map(|object| plan_group(world, object, now)));
     plans.extend(world.disks().map(|object| plan_disk(world, object, now)));
     plans.extend(world.acts().map(|object| plan_act(world, object, now)));
     plans.extend(world.vms().map(|object| plan_vm(world, object, now, fresh)));
@@ -73,6 +74,7 @@ fn put(world: &mut World, object: &Value, silent: &[String]) {
         Kind::HostCluster => read(object).map(|cluster| world.put_cluster(Arc::new(cluster))),
         Kind::Network => read(object).map(|network| world.put_network(Arc::new(network))),
         Kind::StorageDomain => read(object).map(|domain| world.put_domain(Arc::new(domain))),
+        Kind::AffinityGroup => read(object).map(|group| world.put_group(Arc::new(group))),
         Kind::Host => read::<vireo_crds::v1alpha1::Host>(object).map(|host| {
             let name = host.metadata.name.clone().unwrap_or_default();
             let incarnation = host.status.as_ref().and_then(|status| status.incarnation.clone());

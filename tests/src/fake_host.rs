@@ -26,7 +26,7 @@ use crate::{
 
 const LIMIT: Duration = Duration::from_secs(30);
 /// Memory that VMs may have on it.
-pub const MEMORY: i64 = 8 << 30;
+pub const MEMORY: i64 = 16 << 30;
 /// Threads that VMs may have on it.
 pub const CPUS: i64 = 8;
 

@@ -28,6 +28,7 @@ const OURS: &[&str] = &[
     reasons::WAITING_FOR_HOST,
     reasons::CLAIM_CONFLICT,
     reasons::DOUBLE_RUN,
+    reasons::CONTRADICTORY_RULES,
 ];
 
 /// Whether the controller still owns this condition of the object. Its type and what else both say alike stays on the

@@ -112,7 +112,8 @@ fn apply_step(
         Step::SetVmStatus { vm: object, .. }
         | Step::SetActStatus { act: object, .. }
         | Step::SetNetworkStatus { network: object, .. }
-        | Step::SetDomainStatus { domain: object, .. } => set_status(world, object, step, versions, now),
+        | Step::SetDomainStatus { domain: object, .. }
+        | Step::SetGroupStatus { group: object, .. } => set_status(world, object, step, versions, now),
     }
 }
 
@@ -206,6 +207,7 @@ fn whole_fields(kind: Kind) -> &'static [&'static str] {
         Kind::HostCluster => &["baseline", "capacity"],
         Kind::Network => &["hosts"],
         Kind::StorageDomain => &["marker", "initialize", "initialized", "hosts", "capacity", "available"],
+        Kind::AffinityGroup => &["violations"],
     }
 }
 
@@ -254,6 +256,7 @@ fn stored_conditions(world: &World, object: &ObjectRef) -> Option<Vec<Condition>
         Kind::HostCluster => world.cluster(&object.name)?.status.as_ref().map(|s| s.conditions.clone()),
         Kind::Network => world.network(&object.name)?.status.as_ref().map(|s| s.conditions.clone()),
         Kind::StorageDomain => world.domain(&object.name)?.status.as_ref().map(|s| s.conditions.clone()),
+        Kind::AffinityGroup => world.group(&key(object))?.status.as_ref().map(|s| s.conditions.clone()),
     };
     Some(conditions.unwrap_or_default())
 }
@@ -270,6 +273,7 @@ fn metadata<'a>(
         Kind::HostCluster => &world.cluster(&object.name)?.metadata,
         Kind::Network => &world.network(&object.name)?.metadata,
         Kind::StorageDomain => &world.domain(&object.name)?.metadata,
+        Kind::AffinityGroup => &world.group(&key(object))?.metadata,
     })
 }
 
@@ -319,6 +323,10 @@ fn change(
         Kind::StorageDomain => match edited(world.domain(name), &next, edit)? {
             Some(object) => world.put_domain(object),
             None => world.remove_domain(name),
+        },
+        Kind::AffinityGroup => match edited(world.group(&key), &next, edit)? {
+            Some(object) => world.put_group(object),
+            None => world.remove_group(&key),
         },
     }
     versions.insert(slot, next);

@@ -4,6 +4,8 @@
 //! the plan was carried out gives an empty one.
 
 mod act;
+mod affinity;
+mod capacity;
 mod cluster;
 mod conditions;
 mod disk;
@@ -25,6 +27,7 @@ mod vm;
 pub mod world;
 
 pub use act::plan_act;
+pub use affinity::plan_group;
 pub use cluster::plan_cluster;
 pub use disk::plan_disk;
 pub use host::{
@@ -32,6 +35,7 @@ pub use host::{
     plan_host,
 };
 pub use network::plan_network;
+pub use placement::explain::{Explanation, HostVerdict, LackTold, explain};
 pub use plan::{EventRecord, EventType, Plan, Refusal, Wait, WaitFor};
 pub use session::Session;
 pub use step::{FreshRead, Kind, ObjectRef, Step};

@@ -130,6 +130,7 @@ impl Lint<'_> {
             | Step::SetHostStatus { .. }
             | Step::SetClusterStatus { .. }
             | Step::SetNetworkStatus { .. }
+            | Step::SetGroupStatus { .. }
             | Step::EnsureHostAccess { .. }
             | Step::EnsureSecretAccess { .. }
             | Step::RemoveSecretAccess { .. } => {}
@@ -411,7 +412,11 @@ impl Lint<'_> {
                 let on_it = on_it.count();
                 self.demand(on_it == 0, "a Host goes that a VM may run on");
             }
-            Kind::VirtualMachineAction | Kind::HostCluster | Kind::Network | Kind::StorageDomain => {}
+            Kind::VirtualMachineAction
+            | Kind::HostCluster
+            | Kind::Network
+            | Kind::StorageDomain
+            | Kind::AffinityGroup => {}
         }
     }
 }

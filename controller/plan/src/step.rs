@@ -11,8 +11,9 @@ use vireo_crds::{
     condition::{self, ConditionValue},
     meta,
     v1alpha1::{
-        Act, ActPhase, Attachment, Disk, DiskPlacement, DiskSummary, HostClusterSummary, HostReadiness,
-        HostSummary, Marker, NetworkSummary, Placement, Resources, StorageDomainSummary, VmState, VmSummary,
+        Act, ActPhase, AffinityGroupSummary, Attachment, Disk, DiskPlacement, DiskSummary,
+        HostClusterSummary, HostReadiness, HostSummary, Marker, NetworkSummary, Placement, Resources,
+        StorageDomainSummary, Violation, VmState, VmSummary,
     },
 };
 
@@ -33,6 +34,8 @@ pub enum Kind {
     Network,
     /// vireo.dev
     StorageDomain,
+    /// vireo.dev
+    AffinityGroup,
 }
 
 impl Kind {
@@ -46,6 +49,7 @@ impl Kind {
             Self::Host => "Host",
             Self::Network => "Network",
             Self::StorageDomain => "StorageDomain",
+            Self::AffinityGroup => "AffinityGroup",
         }
     }
 }
@@ -149,6 +153,8 @@ pub enum Step {
     SetNetworkStatus { network: ObjectRef, status: Box<NetworkStatusApply> },
     /// After: the status of the domain is this.
     SetDomainStatus { domain: ObjectRef, status: Box<DomainStatusApply> },
+    /// After: the status of the group is this.
+    SetGroupStatus { group: ObjectRef, status: Box<GroupStatusApply> },
     /// After: ServiceAccount, Role and RoleBinding of this host exist in [`meta::HOSTS_NAMESPACE`], owned by the
     /// Host: tokens for itself and its own Lease, nothing else. Not conditional on the Host's version.
     EnsureHostAccess { host: ObjectRef },
@@ -323,6 +329,21 @@ pub struct DomainStatusApply {
     pub summary: StorageDomainSummary,
 }
 
+/// An affinity group's status.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct GroupStatusApply {
+    /// `Ready`, and `Stalled` while rules contradict each other.
+    pub conditions: Vec<ConditionValue>,
+    /// Generation acted on.
+    pub observed_generation: i64,
+    /// VMs that have a host where a rule does not want them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub violations: Vec<Violation>,
+    /// Columns.
+    pub summary: AffinityGroupSummary,
+}
+
 macro_rules! names {
     ($($step:ident),* $(,)?) => {
         impl Step {
@@ -352,6 +373,7 @@ names! {
     SetClusterStatus,
     SetNetworkStatus,
     SetDomainStatus,
+    SetGroupStatus,
     EnsureHostAccess,
     EnsureSecretAccess,
     RemoveSecretAccess,
@@ -372,6 +394,7 @@ impl Step {
             Self::SetClusterStatus { cluster, .. } => Some(cluster),
             Self::SetNetworkStatus { network, .. } => Some(network),
             Self::SetDomainStatus { domain, .. } => Some(domain),
+            Self::SetGroupStatus { group, .. } => Some(group),
             Self::CreateDisk { .. } => None,
         }
     }
@@ -404,6 +427,9 @@ impl Step {
             }
             Self::SetDomainStatus { domain, status } => {
                 (&status.conditions, domain.generation, serde_json::to_value(status))
+            }
+            Self::SetGroupStatus { group, status } => {
+                (&status.conditions, group.generation, serde_json::to_value(status))
             }
             Self::EnsureFinalizer { .. }
             | Self::RemoveFinalizer { .. }

@@ -1,5 +1,5 @@
-//! Golden cases: `testdata/<kind>/<case>/{world,plan}.yaml`. A case is a folder; adding one needs no code.
-//! `VIREO_BLESS=1` writes what is planned now into `plan.yaml`.
+//! Golden cases: `testdata/<kind>/<case>/{world,plan}.yaml`. A case is a folder; adding one needs no code. A VM's case
+//! with a file `explain.txt` is explained too. `VIREO_BLESS=1` writes what is planned and explained now into the files.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
@@ -7,7 +7,7 @@ mod support;
 
 use std::path::{Path, PathBuf};
 
-use controller_plan::{Step, effect, lint};
+use controller_plan::{Key, Step, World, effect, explain, lint};
 
 fn cases() -> Vec<PathBuf> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata");
@@ -37,6 +37,7 @@ fn check(case: &Path) -> Result<(), String> {
     if expected != text {
         return Err(format!("the plan differs from plan.yaml:\n{text}"));
     }
+    explained(case, &world, &file)?;
     // After making a Disk, or adopting a grant, there is more to decide at once.
     let goes_on = |s: &Step| {
         matches!(s, Step::CreateDisk { .. })
@@ -57,6 +58,21 @@ fn check(case: &Path) -> Result<(), String> {
     } else {
         Err(format!("planning again does not come to rest:\n{}", support::as_yaml(&next)))
     }
+}
+
+/// What is said of the VM before anything is carried out.
+fn explained(case: &Path, world: &World, file: &support::WorldFile) -> Result<(), String> {
+    let golden = case.join("explain.txt");
+    let vm = world.vm(&Key::new("default", &file.plan.name)).filter(|_| golden.exists());
+    let Some(vm) = vm else { return Ok(()) };
+    let text = explain(world, vm).to_string();
+    if std::env::var_os("VIREO_BLESS").is_some() {
+        std::fs::write(&golden, &text).unwrap();
+    }
+    if std::fs::read_to_string(&golden).unwrap_or_default() != text {
+        return Err(format!("the explanation differs from explain.txt:\n{text}"));
+    }
+    Ok(())
 }
 
 #[test]

@@ -99,7 +99,8 @@ impl Default for CpuBaseline {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ClusterMemory {
-    /// Memory promised to VMs, in percent of what hosts have to give.
+    /// Memory promised to VMs, in percent of what hosts have to give. A VM is promised its memory and an overhead:
+    /// 64Mi, 8Mi for each vCPU, and a 512th of its memory.
     #[serde(default = "default_memory_overcommit")]
     #[schemars(range(min = 10, max = 1000))]
     pub overcommit_percent: i32,
@@ -122,20 +123,83 @@ pub struct ClusterScheduling {
     /// The policy.
     #[serde(default)]
     pub policy: SchedulingPolicy,
+    /// Factors that replace those of the policy, one by one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub weights: Option<SchedulingWeights>,
 }
 
-/// Policy by which a host is chosen among those that fit.
+/// Policy by which a host is chosen among those that fit. Every policy also heeds soft affinity rules.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub enum SchedulingPolicy {
+    /// New VMs go where `evenlyDistributed` would put them; nothing is ever moved for the sake of balance.
+    None(Empty),
     /// The host with the lowest share of its memory and vCPUs promised.
     EvenlyDistributed(Empty),
+    /// The host with the fewest VMs.
+    VmEvenlyDistributed(Empty),
+    /// The fullest host that stays below `fillPercent`, so that other hosts stay empty.
+    PowerSaving(PowerSaving),
+    /// While the cluster is being worked on: only VMs that have had a host before are started again; others wait.
+    Maintenance(Empty),
 }
 
 impl Default for SchedulingPolicy {
     fn default() -> Self {
         Self::EvenlyDistributed(Empty {})
     }
+}
+
+/// Settings of the policy `powerSaving`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct PowerSaving {
+    /// Share of a host, in percent of what it may promise, up to which it is filled before the next one is used.
+    #[serde(default = "default_fill_percent")]
+    #[schemars(range(min = 10, max = 100))]
+    pub fill_percent: i32,
+}
+
+fn default_fill_percent() -> i32 {
+    80
+}
+
+impl Default for PowerSaving {
+    fn default() -> Self {
+        Self { fill_percent: default_fill_percent() }
+    }
+}
+
+/// Factors of the weights. Each weight gives a host 0 (best) to 1000; the lowest sum of weight times factor wins,
+/// then the host with fewer VMs, then the first by name. A factor of 0 switches its weight off.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct SchedulingWeights {
+    /// Share of the scarcer of memory and vCPUs promised, with the VM there, in 1/1000.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 100))]
+    pub load: Option<i32>,
+    /// Share of memory promised, with the VM there, in 1/1000.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 100))]
+    pub memory: Option<i32>,
+    /// Share of vCPUs promised, with the VM there, in 1/1000.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 100))]
+    pub cpu: Option<i32>,
+    /// Share of the scarcer of memory and vCPUs still free below the policy's `fillPercent` (80 where the policy has
+    /// none), in 1/1000; a host above it counts 1000.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 100))]
+    pub packing: Option<i32>,
+    /// Number of VMs on the host, at most 1000.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 100))]
+    pub vms: Option<i32>,
+    /// Share of the VM's soft affinity rules that it would break there, in 1/1000.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 100))]
+    pub affinity: Option<i32>,
 }
 
 /// What became of a cluster.

@@ -1,5 +1,6 @@
 //! Version v1alpha1 of every kind.
 
+mod affinity_group;
 mod defaults;
 mod disk;
 mod host;
@@ -12,6 +13,7 @@ mod virtual_machine_action;
 mod virtual_machine_devices;
 mod virtual_machine_status;
 
+pub use affinity_group::*;
 pub use disk::*;
 pub use host::*;
 pub use host_cluster::*;

@@ -11,8 +11,8 @@ use vireo_crds::{
 };
 
 use crate::{
+    capacity::capacity,
     conditions, evidence,
-    placement::capacity,
     plan::{EventType, Plan, WaitFor},
     step::{HostStatusApply, Kind, ObjectRef, Step},
     world::World,

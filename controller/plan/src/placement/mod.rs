@@ -1,27 +1,23 @@
-//! Decides which host a VM goes to: every host of its cluster passes the filters, the best score wins.
+//! Decides which host a VM goes to: every host of its cluster passes the filters, the lowest sum of weights wins.
+//! The same world and the same VM give the same host: nothing here depends on the order of a map, on time or on chance.
 
+pub(crate) mod affinity;
+mod candidate;
+pub(crate) mod explain;
 mod filters;
+mod lack;
 mod refusal;
 #[cfg(test)]
 mod scale;
-mod score;
+mod weights;
 
-use vireo_crds::v1alpha1::{HostCluster, Resources, VirtualMachine};
+use vireo_crds::v1alpha1::VirtualMachine;
 
 use crate::{vm::references::ValidatedVm, world::World};
 
-pub(crate) use filters::Request;
+use candidate::{Candidate, Request};
 pub(crate) use refusal::NoHostFits;
-
-/// What a host may promise: all it gives to VMs, times the cluster's overcommit.
-pub(crate) fn capacity(allocatable: Resources, cluster: &HostCluster) -> Resources {
-    let percent = i128::from(cluster.spec.memory.overcommit_percent);
-    let memory = i128::from(allocatable.memory).saturating_mul(percent) / 100;
-    Resources {
-        cpus: allocatable.cpus.saturating_mul(i64::from(cluster.spec.cpu.overcommit)),
-        memory: i64::try_from(memory).unwrap_or(i64::MAX),
-    }
-}
+use weights::{Factors, Score};
 
 /// The best host for this VM, or why none fits.
 pub(crate) fn choose<'a>(
@@ -30,22 +26,25 @@ pub(crate) fn choose<'a>(
     valid: &'a ValidatedVm<'a>,
 ) -> Result<&'a str, NoHostFits> {
     let request = Request::of(world, vm, valid);
-    let mut best: Option<score::Score<'a>> = None;
+    let factors = Factors::of(valid.cluster);
+    let mut best: Option<Score<'_>> = None;
+    let mut chosen = None;
     let mut refused = Vec::new();
-    let mut total = 0;
     for (name, host) in world.hosts_of_cluster(&vm.spec.cluster) {
-        total += 1;
         #[cfg(test)]
         scale::count_host();
-        match filters::first_lack(world, &request, name, host) {
+        let candidate = Candidate::of(world, &request, name, host);
+        match filters::first_lack(&candidate) {
             Some(lack) => refused.push((name.as_str(), lack)),
             None => {
-                let score = score::Score::of(world, &request, name, host);
+                let score = factors.score(&candidate);
                 if best.as_ref().is_none_or(|held| score < *held) {
                     best = Some(score);
+                    chosen = Some(name.as_str());
                 }
             }
         }
     }
-    best.map(|score| score.host).ok_or_else(|| NoHostFits::of(&vm.spec.cluster, total, &refused))
+    // Without a choice every host was refused.
+    chosen.ok_or_else(|| NoHostFits::of(&vm.spec.cluster, refused.len(), &refused))
 }

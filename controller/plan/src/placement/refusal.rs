@@ -3,9 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use vireo_crds::units::human_bytes;
-
-use super::filters::Lack;
+use super::lack::Lack;
 
 const NAMES_SHOWN: usize = 5;
 
@@ -24,7 +22,7 @@ impl NoHostFits {
         }
         let mut groups: BTreeMap<Lack, Vec<(&str, &Lack)>> = BTreeMap::new();
         for (host, lack) in refused {
-            groups.entry(group(lack)).or_default().push((host, lack));
+            groups.entry(lack.group()).or_default().push((host, lack));
         }
         let mut groups: Vec<_> = groups.into_values().collect();
         groups.sort_by_key(|hosts| std::cmp::Reverse(hosts.len()));
@@ -34,47 +32,9 @@ impl NoHostFits {
     }
 }
 
-/// The reason without what differs from host to host.
-fn group(lack: &Lack) -> Lack {
-    match lack {
-        Lack::Memory { need, .. } => Lack::Memory { need: *need, free: 0 },
-        Lack::Cpus { need, .. } => Lack::Cpus { need: *need, free: 0 },
-        other => other.clone(),
-    }
-}
-
 fn phrase(hosts: &[(&str, &Lack)]) -> String {
     let Some((_, lack)) = hosts.first() else { return String::new() };
-    let many = hosts.len() > 1;
-    let verb = |one: &'static str, more: &'static str| if many { more } else { one };
-    let (is, has, lacks, does) =
-        (verb("is", "are"), verb("has", "have"), verb("lacks", "lack"), verb("does", "do"));
-    let because = |why: &str| if why.is_empty() { String::new() } else { format!(" ({why})") };
-    let rest = match lack {
-        Lack::Leaving => format!("{is} being deleted"),
-        Lack::NotNamed(named) => format!("{is} not {named}, which scheduling.hostName asks for"),
-        Lack::NotSelected => format!("{lacks} the labels of scheduling.hostSelector"),
-        Lack::NotJoined => format!("{has} not joined"),
-        Lack::Silent => format!("{is} silent"),
-        Lack::NotHeardYet => format!("{has} not been heard of yet"),
-        Lack::Duplicate => format!("{is} claimed by two machines"),
-        Lack::ConfirmedOver => {
-            format!("{has} been confirmed as stopped; restart the daemon's machine or remove the annotation")
-        }
-        Lack::Unschedulable => format!("{is} not schedulable"),
-        Lack::Hypervisor(why) => format!("{has} no working hypervisor{}", because(why)),
-        Lack::Architecture(wanted) => format!("{is} not {wanted}"),
-        Lack::Feature(feature) => format!("{lacks} {feature}"),
-        Lack::CpuModel(model) => format!("{lacks} CPU model {model}"),
-        Lack::DiskElsewhere { disk, host } => format!("{does} not have disk {disk}, which lies on {host}"),
-        Lack::Domain { name, why } => format!("{does} not have storage domain {name}{}", because(why)),
-        Lack::Network { name, why } => format!("{does} not have network {name}{}", because(why)),
-        Lack::Memory { need, .. } => {
-            format!("{lacks} {} of memory ({} free)", human_bytes(positive(*need)), frees(hosts))
-        }
-        Lack::Cpus { need, .. } => format!("{lacks} {need} vCPUs ({} free)", frees(hosts)),
-    };
-    format!("{} {rest}", names(hosts))
+    format!("{} {}", names(hosts), lack.phrase(hosts.len() > 1, &frees(hosts)))
 }
 
 fn names(hosts: &[(&str, &Lack)]) -> String {
@@ -86,34 +46,11 @@ fn names(hosts: &[(&str, &Lack)]) -> String {
 }
 
 fn frees(hosts: &[(&str, &Lack)]) -> String {
-    let each = hosts.iter().take(NAMES_SHOWN).map(|(_, lack)| match lack {
-        Lack::Memory { need, free } => in_unit_of(positive(*free), positive(*need)),
-        Lack::Cpus { free, .. } => free.to_string(),
-        _ => String::new(),
-    });
-    let each: Vec<_> = each.collect();
+    let each: Vec<_> = hosts.iter().take(NAMES_SHOWN).map(|(_, lack)| lack.differing()).collect();
     match each.split_last() {
         Some((last, [])) => last.clone(),
         Some((last, before)) => format!("{} and {last}", before.join(", ")),
         None => String::new(),
-    }
-}
-
-fn positive(bytes: i64) -> u64 {
-    u64::try_from(bytes).unwrap_or(0)
-}
-
-/// Bytes with one decimal in the unit in which `like` is shown, so that the two can be compared at a glance.
-fn in_unit_of(bytes: u64, like: u64) -> String {
-    let units = [("Ti", 1u64 << 40), ("Gi", 1 << 30), ("Mi", 1 << 20), ("Ki", 1 << 10)];
-    let Some((suffix, unit)) = units.into_iter().find(|(_, unit)| like >= *unit) else {
-        return bytes.to_string();
-    };
-    let tenths = u128::from(bytes) * 10 / u128::from(unit);
-    if tenths.is_multiple_of(10) {
-        format!("{}{suffix}", tenths / 10)
-    } else {
-        format!("{}.{}{suffix}", tenths / 10, tenths % 10)
     }
 }
 

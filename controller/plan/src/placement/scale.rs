@@ -112,7 +112,8 @@ fn a_burst_does_not_overfill_a_host() {
         world.remove_host(&name);
     }
     let mut small = world.host("host000").unwrap().as_ref().clone();
-    small.status.as_mut().unwrap().allocatable.as_mut().unwrap().memory = 3 << 30;
+    small.status.as_mut().unwrap().allocatable.as_mut().unwrap().memory =
+        3 * resources_of(world.vm(&keys[0]).unwrap()).memory;
     world.put_host(Arc::new(small));
     let mut placed = 0;
     for key in &keys {
@@ -124,7 +125,7 @@ fn a_burst_does_not_overfill_a_host() {
             world.reserve(&vm.metadata.uid.clone().unwrap(), "host000", resources_of(&vm));
         } else {
             assert!(
-                plan.waits.iter().any(|w| w.message.contains("lacks 1Gi of memory (0Gi free)")),
+                plan.waits.iter().any(|w| w.message.contains("lacks 1.1Gi of memory (0Gi free)")),
                 "{plan:?}"
             );
         }

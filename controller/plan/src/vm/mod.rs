@@ -17,6 +17,7 @@ use vireo_crds::{
 };
 
 use crate::{
+    capacity,
     evidence::Open,
     plan::{EventType, Plan, WaitFor},
     session,
@@ -40,9 +41,9 @@ pub(crate) struct Case<'a> {
     pub fresh_id: &'a str,
 }
 
-/// What this VM is promised on its host: for reservations.
+/// What this VM is promised on its host, overhead included: for reservations.
 pub fn resources_of(vm: &VirtualMachine) -> Resources {
-    validate::resources(&vm.spec)
+    capacity::promised(&vm.spec)
 }
 
 /// What should be done about this VM. `fresh_id` is a random id never used before.

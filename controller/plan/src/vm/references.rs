@@ -16,6 +16,7 @@ use super::{
     validate,
 };
 use crate::{
+    capacity,
     guard::{Guard, stands},
     plan::WaitFor,
     step::Kind,
@@ -32,6 +33,8 @@ pub(crate) struct ValidatedVm<'a> {
     pub cluster: &'a Arc<HostCluster>,
     /// What it is promised on its host.
     pub need: Resources,
+    /// How much of that memory is the guest's own.
+    pub guest_memory: i64,
     /// Disks it uses.
     pub disks: Vec<DiskUse<'a>>,
     /// Networks its host must carry: name and uid.
@@ -90,7 +93,8 @@ pub(crate) fn validate<'a>(world: &'a World, vm: &'a VirtualMachine) -> Result<V
     match (cluster, faults.is_empty()) {
         (Some(cluster), true) => Ok(ValidatedVm {
             cluster,
-            need: validate::resources(&vm.spec),
+            need: capacity::promised(&vm.spec),
+            guest_memory: capacity::guest_memory(&vm.spec),
             disks,
             networks,
             domains,

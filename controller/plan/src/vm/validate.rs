@@ -6,8 +6,8 @@ use std::{collections::BTreeSet, str::FromStr};
 use vireo_crds::{
     units::Mac,
     v1alpha1::{
-        CpuModel, DiskBus, DiskCache, Firmware, Interface, NicModel, Resources, VirtualMachine,
-        VirtualMachineSpec, VmDisk, WatchdogAction,
+        CpuModel, DiskBus, DiskCache, Firmware, Interface, NicModel, VirtualMachine, VirtualMachineSpec,
+        VmDisk, WatchdogAction,
     },
 };
 
@@ -17,12 +17,6 @@ const MAX_VCPUS: i64 = 710;
 const MIN_MEMORY: u64 = 16 << 20;
 const MAX_MEMORY: u64 = 64 << 40;
 const MAX_INLINE: usize = 65_536;
-
-/// What a VM is promised on its host; zero of what cannot be read, which is refused elsewhere.
-pub(crate) fn resources(spec: &VirtualMachineSpec) -> Resources {
-    let memory = spec.memory.size.bytes().ok().and_then(|b| i64::try_from(b).ok()).unwrap_or(0);
-    Resources { cpus: spec.cpu.vcpus().max(0), memory }
-}
 
 /// Hardware address of an interface, derived if the spec names none; none if it cannot be known.
 pub(crate) fn mac(vm: &VirtualMachine, nic: &Interface, prefix: Option<[u8; 3]>) -> Option<Mac> {

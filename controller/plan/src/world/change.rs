@@ -17,7 +17,7 @@ use vireo_crds::{
 
 use super::{Footprint, Key, Reservation, SecretAccess, Undecodable, World};
 use crate::{
-    evidence,
+    capacity, evidence,
     host::liveness::HostLiveness,
     session::{self, Session},
     step::Kind,
@@ -25,7 +25,7 @@ use crate::{
 };
 
 /// Whether `new` is an older version of the same object than `held`: an echo that came late.
-fn is_older(new: &ObjectMeta, held: &ObjectMeta) -> bool {
+pub(super) fn is_older(new: &ObjectMeta, held: &ObjectMeta) -> bool {
     let version = |meta: &ObjectMeta| meta.resource_version.as_deref().and_then(|v| v.parse::<u64>().ok());
     new.uid == held.uid && matches!((version(new), version(held)), (Some(new), Some(held)) if new < held)
 }
@@ -40,11 +40,11 @@ fn name_of<K: Resource>(object: &K) -> String {
     object.meta().name.clone().unwrap_or_default()
 }
 
-fn insert_into<K: Ord + Clone, V: Ord>(index: &mut BTreeMap<K, BTreeSet<V>>, key: &K, value: V) {
+pub(super) fn insert_into<K: Ord + Clone, V: Ord>(index: &mut BTreeMap<K, BTreeSet<V>>, key: &K, value: V) {
     index.entry(key.clone()).or_default().insert(value);
 }
 
-fn remove_from<K: Ord, V: Ord>(index: &mut BTreeMap<K, BTreeSet<V>>, key: &K, value: &V) {
+pub(super) fn remove_from<K: Ord, V: Ord>(index: &mut BTreeMap<K, BTreeSet<V>>, key: &K, value: &V) {
     if let Some(set) = index.get_mut(key) {
         set.remove(value);
         if set.is_empty() {
@@ -77,7 +77,7 @@ impl World {
         let Some(vm) = self.vms.get(key).cloned() else { return };
         let cluster = vm.spec.cluster.clone();
         let placement = vm.status.as_ref().and_then(|s| s.placement.as_ref());
-        let need = validate::resources(&vm.spec);
+        let need = capacity::promised(&vm.spec);
         let mut footprint = Footprint { cluster: cluster.clone(), ..Footprint::default() };
         if let Some(placement) = placement {
             for (grant, open) in evidence::reported_open(&vm, placement) {
@@ -112,10 +112,12 @@ impl World {
         }
         insert_into(&mut self.vms_by_cluster, &cluster, key.clone());
         self.footprints.insert(key.clone(), footprint);
+        self.index_groups_of(key, &vm);
         self.note_attested(&vm);
     }
 
     fn unindex_vm(&mut self, key: &Key) {
+        self.unindex_groups_of(key);
         let Some(footprint) = self.footprints.remove(key) else { return };
         for (host, need) in &footprint.load {
             if let Some(load) = self.load.get_mut(host) {

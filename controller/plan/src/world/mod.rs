@@ -2,6 +2,7 @@
 //! only. It is changed by one owner, from watches and from the answers to its own writes; planners read it.
 
 mod change;
+mod groups;
 mod read;
 
 use std::{
@@ -15,7 +16,8 @@ use serde::{Deserialize, Serialize};
 use vireo_crds::{
     units::Mac,
     v1alpha1::{
-        Disk, Host, HostCluster, Network, Resources, StorageDomain, VirtualMachine, VirtualMachineAction,
+        AffinityGroup, Disk, Host, HostCluster, Network, Resources, StorageDomain, VirtualMachine,
+        VirtualMachineAction,
     },
 };
 
@@ -111,6 +113,7 @@ pub struct World {
     clusters: BTreeMap<String, Arc<HostCluster>>,
     networks: BTreeMap<String, Arc<Network>>,
     domains: BTreeMap<String, Arc<StorageDomain>>,
+    groups: BTreeMap<Key, Arc<AffinityGroup>>,
 
     liveness: BTreeMap<String, HostLiveness>,
     session: Option<Session>,
@@ -133,4 +136,9 @@ pub struct World {
     disks_by_claimant: BTreeMap<String, BTreeSet<Key>>,
     hosts_by_cluster: BTreeMap<String, BTreeSet<String>>,
     claimants_by_vm: BTreeMap<String, BTreeSet<String>>,
+    groups_by_namespace: BTreeMap<String, BTreeSet<Key>>,
+    groups_by_vm: BTreeMap<Key, BTreeSet<Key>>,
+    members_by_group: BTreeMap<Key, BTreeSet<Key>>,
+    /// By group: hosts on which members may be running, with those members.
+    seats: BTreeMap<Key, BTreeMap<String, BTreeSet<Key>>>,
 }

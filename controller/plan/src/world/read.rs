@@ -6,7 +6,8 @@ use jiff::Timestamp;
 use vireo_crds::{
     units::Mac,
     v1alpha1::{
-        Attestation, Disk, Host, HostCluster, Network, StorageDomain, VirtualMachine, VirtualMachineAction,
+        Attestation, Disk, Host, HostCluster, Network, Resources, StorageDomain, VirtualMachine,
+        VirtualMachineAction,
     },
 };
 
@@ -164,6 +165,15 @@ impl World {
     /// What has been promised on a host, reservations included.
     pub fn load(&self, host: &str) -> Load {
         self.load.get(host).copied().unwrap_or_default()
+    }
+
+    /// What the VM itself has been promised, by host: under open grants, and by a reservation.
+    pub(crate) fn promised_to(&self, vm: &Key) -> Vec<(String, Resources)> {
+        let mut all: Vec<_> = self.footprints.get(vm).map(|f| f.load.clone()).unwrap_or_default();
+        let uid = self.vms.get(vm).and_then(|vm| vm.metadata.uid.as_ref());
+        let reserved = uid.and_then(|uid| self.reservations.get(uid));
+        all.extend(reserved.map(|r| (r.host.clone(), r.need)));
+        all
     }
 
     /// VMs whose placement or target names this host, closed grants included: wake them when it changes.

@@ -189,7 +189,7 @@ pub fn put(world: &mut World, object: Value) {
     let name = text(&object, "/metadata/name");
     let mut document =
         json!({"metadata": {"uid": format!("uid-{name}"), "resourceVersion": "1", "generation": 1}});
-    if ["VirtualMachine", "Disk", "VirtualMachineAction"].contains(&kind.as_str()) {
+    if ["VirtualMachine", "Disk", "VirtualMachineAction", "AffinityGroup"].contains(&kind.as_str()) {
         merge(&mut document, &json!({"metadata": {"namespace": "default"}}));
     }
     if ["VirtualMachine", "Disk"].contains(&kind.as_str()) {
@@ -219,6 +219,9 @@ pub fn put(world: &mut World, object: Value) {
         "StorageDomain" => {
             world.put_domain(serde_json::from_value(document).map(Arc::new).unwrap_or_else(|e| bad(e)))
         }
+        "AffinityGroup" => {
+            world.put_group(serde_json::from_value(document).map(Arc::new).unwrap_or_else(|e| bad(e)))
+        }
         other => panic!("{other} is no kind of ours"),
     }
 }
@@ -235,6 +238,7 @@ pub fn plan(world: &World, subject: &Subject, now: Timestamp, fresh_id: &str) ->
         Kind::Host => world.host(name).map(|o| controller_plan::plan_host(world, o, now)),
         Kind::Network => world.network(name).map(|o| controller_plan::plan_network(world, o, now)),
         Kind::StorageDomain => world.domain(name).map(|o| controller_plan::plan_domain(world, o, now)),
+        Kind::AffinityGroup => world.group(&key).map(|o| controller_plan::plan_group(world, o, now)),
     };
     plan.unwrap_or_default()
 }

@@ -125,6 +125,7 @@ pub fn set_reference(step: &mut Step, change: impl FnOnce(&mut controller_plan::
         Step::SetClusterStatus { cluster, .. } => change(cluster),
         Step::SetNetworkStatus { network, .. } => change(network),
         Step::SetDomainStatus { domain, .. } => change(domain),
+        Step::SetGroupStatus { group, .. } => change(group),
         Step::CreateDisk { .. } => {}
     }
 }

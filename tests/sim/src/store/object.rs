@@ -66,6 +66,7 @@ pub fn remove(world: &mut World, kind: Kind, key: &Key) {
         Kind::HostCluster => world.remove_cluster(&key.name),
         Kind::Network => world.remove_network(&key.name),
         Kind::StorageDomain => world.remove_domain(&key.name),
+        Kind::AffinityGroup => world.remove_group(key),
     }
 }
 
@@ -78,7 +79,7 @@ pub fn get(world: &World, kind: Kind, key: &Key) -> Option<Object> {
         Kind::Host => world.host(&key.name).cloned().map(Object::Host),
         Kind::HostCluster => world.cluster(&key.name).cloned().map(Object::Cluster),
         Kind::StorageDomain => world.domain(&key.name).cloned().map(Object::Domain),
-        Kind::Network => None,
+        Kind::Network | Kind::AffinityGroup => None,
     }
 }
 
@@ -106,6 +107,6 @@ pub(super) fn decode(kind: Kind, document: Value) -> Object {
         Kind::VirtualMachineAction => Object::Act(of(document)),
         Kind::Host => Object::Host(of(document)),
         Kind::HostCluster => Object::Cluster(of(document)),
-        Kind::StorageDomain | Kind::Network => Object::Domain(of(document)),
+        Kind::StorageDomain | Kind::Network | Kind::AffinityGroup => Object::Domain(of(document)),
     }
 }
