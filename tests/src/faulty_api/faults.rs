@@ -85,6 +85,8 @@ const OF_WATCHES: [(Fault, u32); 6] = [
 ];
 /// Of a thousand requests on a connection, how many take it with them.
 const DISCONNECTS: u32 = 15;
+/// The same before the first.
+const FIRST_DISCONNECT: u32 = 100;
 
 /// The faults.
 pub struct Faults {
@@ -122,11 +124,21 @@ impl Faults {
         self.counts.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// Kinds that have not come yet.
+    pub fn never(&self) -> Vec<Fault> {
+        let counts = self.counts();
+        ALL.into_iter().filter(|fault| !counts.contains_key(fault)).collect()
+    }
+
+    /// Chance says whether something goes wrong. What it is, too, once each of these kinds has come: with chance alone
+    /// one would be left out now and then.
     fn pick(&self, shares: &[(Fault, u32)]) -> Option<Fault> {
+        let never = self.never();
         let mut dice = self.below(1000);
         for (fault, share) in shares {
             if dice < *share {
-                return Some(*fault);
+                let first = shares.iter().map(|(fault, _)| fault).find(|fault| never.contains(fault));
+                return Some(*first.unwrap_or(fault));
             }
             dice -= share;
         }
@@ -142,7 +154,9 @@ impl Faults {
         if reads && self.below(1000) < STALE_LISTS {
             return Some(Fault::StaleList);
         }
-        let fault = self.pick(&OF_REQUESTS).filter(|fault| !reads || *fault != Fault::Conflict)?;
+        let shares: Vec<_> =
+            OF_REQUESTS.into_iter().filter(|(fault, _)| !reads || *fault != Fault::Conflict).collect();
+        let fault = self.pick(&shares)?;
         self.count(fault);
         Some(fault)
     }
@@ -159,7 +173,8 @@ impl Faults {
 
     /// Whether the connection is cut now.
     pub(super) fn disconnects(&self) -> bool {
-        let cut = self.on.load(Ordering::SeqCst) && self.below(1000) < DISCONNECTS;
+        let share = if self.never().contains(&Fault::Disconnect) { FIRST_DISCONNECT } else { DISCONNECTS };
+        let cut = self.on.load(Ordering::SeqCst) && self.below(1000) < share;
         if cut {
             self.count(Fault::Disconnect);
         }
