@@ -166,10 +166,10 @@ async fn churn(
 async fn emptied(site: &mut Site) -> Result<usize> {
     let site = tokio::sync::Mutex::new(site);
     until("the hosts are empty", LIMIT, || async {
-        let standing = site.lock().await.fleet.tell().await?;
+        let standing = site.lock().await.fleet.order(&Order::Inspect).await?;
         ensure!(
-            standing.guests == 0 && standing.files == 0,
-            "{} guests, {} files",
+            standing.guests == 0 && standing.files == Some(0),
+            "{} guests, {:?} files",
             standing.guests,
             standing.files
         );

@@ -2,7 +2,8 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    path::Path,
+    ffi::OsStr,
+    path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
 };
@@ -211,26 +212,37 @@ impl HollowFleet {
         self.config.tally.counts()
     }
 
-    /// Files the daemons keep of VMs: ledger entries, seed images, sockets.
-    pub fn files(&self) -> Result<Vec<String>> {
+    /// Files the daemons keep of VMs: open ledger entries, seed images, sockets. What a closed entry remembers stays
+    /// until the host starts anew: which numbers are used up.
+    pub fn files(&self) -> Result<Vec<PathBuf>> {
         let mut found = Vec::new();
         for host in &self.hosts {
             collect_files(&host.dir.path().join("state"), &mut found)?;
         }
-        // Which life of the ledger this is stays for as long as the host.
-        found.retain(|path| !path.contains("incarnation"));
+        found.retain(|path| !is_kept(path));
         Ok(found)
     }
 }
 
-fn collect_files(dir: &Path, found: &mut Vec<String>) -> Result<()> {
+/// Whether a file outlives the VMs: which life of the ledger this is, and its entries of grants that are closed.
+fn is_kept(path: &Path) -> bool {
+    if path.parent().and_then(Path::file_name) != Some(OsStr::new("ledger")) {
+        return false;
+    }
+    let name = path.file_name().and_then(OsStr::to_str).unwrap_or_default();
+    let Some(uid) = name.strip_suffix(".json") else { return false };
+    let entry = || node_plan::ledger::decode(&std::fs::read_to_string(path).ok()?, uid).ok();
+    uid == "incarnation" || entry().is_some_and(|entry| entry.open().is_none())
+}
+
+fn collect_files(dir: &Path, found: &mut Vec<PathBuf>) -> Result<()> {
     let Ok(entries) = std::fs::read_dir(dir) else { return Ok(()) };
     for entry in entries {
         let entry = entry?;
         if entry.file_type()?.is_dir() {
             collect_files(&entry.path(), found)?;
         } else {
-            found.push(entry.path().display().to_string());
+            found.push(entry.path());
         }
     }
     Ok(())

@@ -25,6 +25,8 @@ pub enum Order {
     },
     /// Say how it stands.
     Tell,
+    /// The same, with the files counted, each of which has to be read.
+    Inspect,
     /// End a daemon.
     Stop {
         /// Of which host.
@@ -56,8 +58,8 @@ pub struct Standing {
     pub guests: usize,
     /// Guests with more than one.
     pub doubled: Vec<String>,
-    /// Files kept of VMs.
-    pub files: usize,
+    /// Files kept of VMs, if they were counted.
+    pub files: Option<usize>,
     /// Tasks of the process.
     pub tasks: usize,
     /// Writes sent so far, Leases aside.
@@ -75,14 +77,16 @@ pub async fn serve(mut fleet: HollowFleet) -> Result<()> {
         }
     });
     while let Some(line) = orders.recv().await {
-        let outcome = carry_out(&mut fleet, serde_json::from_str(&line)?).await;
+        let order: Order = serde_json::from_str(&line)?;
+        let files = if matches!(order, Order::Inspect) { Some(fleet.files()?.len()) } else { None };
+        let outcome = carry_out(&mut fleet, order).await;
         let guests = fleet.guests();
         let standing = Standing {
             error: outcome.err().map(|error| format!("{error:#}")),
             hosts: fleet.hosts.len(),
             guests: guests.len(),
             doubled: guests.into_iter().filter(|(_, at)| at.len() > 1).map(|(uuid, _)| uuid).collect(),
-            files: fleet.files()?.len(),
+            files,
             tasks: tokio::runtime::Handle::current().metrics().num_alive_tasks(),
             sent: fleet.sent(),
         };
@@ -96,7 +100,7 @@ pub async fn serve(mut fleet: HollowFleet) -> Result<()> {
 async fn carry_out(fleet: &mut HollowFleet, order: Order) -> Result<()> {
     match order {
         Order::Grow { hosts } => fleet.grow(hosts).await,
-        Order::Tell => Ok(()),
+        Order::Tell | Order::Inspect => Ok(()),
         Order::Stop { host } => fleet.stop(host).await,
         Order::Start { host } => fleet.start(host),
         Order::Crash { host, pick } => {
