@@ -25,6 +25,8 @@ const VMS: usize = 300;
 /// Finalizer, disk claim, placement, report, Event.
 const WRITES_PER_VM: f64 = 5.0;
 const QUIET: Duration = Duration::from_secs(2);
+/// Columns that sum up VMs are written at most every ten seconds: so late the last of them comes.
+const LAST_SUMMARIES: Duration = Duration::from_secs(11);
 /// At rest: longer than every pause after which somebody looks again by himself, but for the watches' own.
 const REST: Duration = Duration::from_secs(12);
 const LIMIT: Duration = Duration::from_secs(120);
@@ -63,6 +65,7 @@ fn three_hundred_vms_on_fifty_hosts() -> Result<()> {
         ensure!(doubled.is_empty(), "these run more than once: {doubled:?}");
         spread_evenly(&admin).await?;
 
+        silent(&admin, LAST_SUMMARIES, LIMIT).await?;
         let before = writes(&admin).await?;
         tokio::time::sleep(REST).await;
         let at_rest = since(&before, &writes(&admin).await?);

@@ -24,6 +24,8 @@ use system_tests::{
 const LIMIT: Duration = Duration::from_secs(300);
 /// Nothing but Leases within it: all has been written.
 const QUIET: Duration = Duration::from_secs(3);
+/// Columns that sum up VMs are written at most every ten seconds: so late the last of them comes.
+const LAST_SUMMARIES: Duration = Duration::from_secs(11);
 /// What stands between the lines of `docs/performance/scale.md` that this writes.
 const BEGIN: &str = "<!-- begin: written by make bench-scale -->";
 const END: &str = "<!-- end -->";
@@ -128,6 +130,9 @@ async fn run(site: &mut Site, title: &str, vms: usize, hosts: usize, pace: Pace,
     }
     controller.retain(|_, count| *count > 0);
 
+    if rest > 0 {
+        site.silent(LAST_SUMMARIES, LIMIT).await?;
+    }
     let (resting, at_rest) = (site.usage()?, writes(&site.admin).await?);
     tokio::time::sleep(Duration::from_secs(rest)).await;
     let (rested, after_rest) = (site.usage()?, writes(&site.admin).await?);
