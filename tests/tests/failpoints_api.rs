@@ -25,14 +25,14 @@ use kube::{
 use live::{Fleet, LIMIT, run, show};
 use node_daemon::{host::memory::MemoryConfig, step_names::STEP_NAMES};
 use parts::{Supervised, kubeconfig, program};
-use serde_json::Value;
+use serde_json::{Value, json};
 use system_tests::{
     apiserver::{ApiServer, User, shared, start_with_chart},
     wait::until,
 };
 use vireo_crds::{
     meta::HOSTS_NAMESPACE,
-    v1alpha1::{Host, HostSpec},
+    v1alpha1::{Host, HostSpec, Network, StorageDomain},
 };
 
 /// Hosts, each with a daemon that dies at some of the points. More of them and each dies less often.
@@ -89,7 +89,7 @@ const CONTROLLER_WRITES: [&str; 18] = [
     "api:POST events",
 ];
 /// The same, of Leases.
-const CONTROLLER_LEASES: [&str; 2] = ["api:POST leases", "api:PUT leases"];
+const CONTROLLER_LEASES: [&str; 3] = ["api:APPLY leases", "api:POST leases", "api:PUT leases"];
 /// Points at which the controller stands still instead, until its Lease has run out.
 const CONTROLLER_HANGS: [&str; 2] = ["step:SetPlacement:before", "step:SetPlacement:after"];
 
@@ -278,11 +278,15 @@ fn daemons_die_at_every_point() -> Result<()> {
         secret(&fleet.admin).await?;
         let listed: Vec<String> = [of_steps(STEP_NAMES), both(DAEMON_WRITES), both(DAEMON_FILES)].concat();
         let armed = arm(&listed, &DAEMON_HANGS);
-        let walks = (0..HOSTS).map(|number| {
+        // All hosts first: while one joins, the figures of the others' networks and storage change as well.
+        let joins = (0..HOSTS).map(|number| {
             // Neighbours in the list go to different hosts: before and after the same thing above all.
             let points: Vec<String> = armed.iter().skip(number).step_by(HOSTS).cloned().collect();
-            walk(&fleet, number, points)
+            join(&fleet, number, points)
         });
+        let nodes = try_join_all(joins).await?;
+        let walks =
+            nodes.iter().enumerate().map(|(number, (node, points))| walk(&fleet, number, node, points));
         let reached = try_join_all(walks).await?.concat().into_iter().collect();
         compare(&listed, &reached)?;
         no_roles(&fleet.admin).await?;
@@ -290,11 +294,18 @@ fn daemons_die_at_every_point() -> Result<()> {
     })
 }
 
-/// One host with its daemon and a VM. Gives the points that were reached.
-async fn walk(fleet: &Fleet, number: usize, points: Vec<String>) -> Result<Vec<String>> {
+/// One host with its daemon, Ready although the daemon may have died on the way.
+async fn join(fleet: &Fleet, number: usize, points: Vec<String>) -> Result<(Node, Vec<String>)> {
     let name = format!("host{number}");
     let node = Node::join(fleet.server, &fleet.admin, &name, &points).await?;
-    let life = Life { client: &fleet.admin, name: format!("vm{number}"), host: name.clone(), machine: &node };
+    fleet.host_ready(&name).await.with_context(|| format!("{name} dies at {points:?}"))?;
+    Ok((node, points))
+}
+
+/// The life of a VM on this host. Gives the points that were reached.
+async fn walk(fleet: &Fleet, number: usize, node: &Node, points: &[String]) -> Result<Vec<String>> {
+    let name = node.name.clone();
+    let life = Life { client: &fleet.admin, name: format!("vm{number}"), host: name.clone(), machine: node };
     let undefines = points.iter().any(|point| point.contains("Undefine"));
     let lived =
         life.live(async |uid: &str| if undefines { node.define(uid) } else { Ok(()) }).await.with_context(
@@ -307,7 +318,7 @@ async fn walk(fleet: &Fleet, number: usize, points: Vec<String>) -> Result<Vec<S
         return Err(error.context(format!("its log is {}", kept.display())));
     }
     // Whatever was still to be written has been, and then nobody writes.
-    quiet(fleet, &node).await?;
+    quiet(fleet, node).await?;
     let left: Vec<String> =
         node.daemon(|daemon| daemon.left()).into_iter().filter(|point| !point.contains("=hang")).collect();
     ensure!(left.is_empty(), "{name}: never died at {left:?}");
@@ -407,12 +418,32 @@ fn the_controller_dies_at_every_point() -> Result<()> {
     })
 }
 
+/// A network and a storage domain of their own for each life: their statuses are written when they are new, and hardly
+/// ever again.
+async fn surroundings(client: &Client, number: usize) -> Result<()> {
+    let network: Network = serde_json::from_value(json!({
+        "apiVersion": "vireo.dev/v1alpha1", "kind": "Network", "metadata": {"name": format!("nat{number}")},
+        "spec": {"nat": {"cidr": format!("10.89.{number}.0/24"), "dhcp": {}}},
+    }))?;
+    Api::all(client.clone()).create(&PostParams::default(), &network).await.context("create a Network")?;
+    let domain: StorageDomain = serde_json::from_value(json!({
+        "apiVersion": "vireo.dev/v1alpha1", "kind": "StorageDomain", "metadata": {"name": format!("shared{number}")},
+        "spec": {"directory": {"path": format!("/srv/vireo/shared{number}"), "shared": true}},
+    }))?;
+    Api::all(client.clone())
+        .create(&PostParams::default(), &domain)
+        .await
+        .context("create a StorageDomain")?;
+    Ok(())
+}
+
 async fn walk_controller(server: &'static ApiServer, controller: &Mutex<Supervised>) -> Result<()> {
     let fleet = Fleet::without_controller(server, 2).await?;
     secret(&fleet.admin).await?;
     let hosts = Hosts { fleet: &fleet, controller };
     // As many lives as it takes: each death leaves less to die at.
     for number in 1..=8 {
+        surroundings(&fleet.admin, number).await?;
         let name = format!("vm{number}");
         let life = Life { client: &fleet.admin, name, host: "host1".into(), machine: &hosts };
         life.live(async |_: &str| Ok(())).await?;

@@ -290,7 +290,7 @@ impl Fleet {
         Ok(fleet)
     }
 
-    async fn host_ready(&self, name: &str) -> Result<()> {
+    pub async fn host_ready(&self, name: &str) -> Result<()> {
         let api: Api<Host> = Api::all(self.admin.clone());
         until(&format!("Host {name} is Ready"), LIMIT, || async {
             let host = api.get(name).await?;
