@@ -249,15 +249,6 @@ fn removals() -> Vec<Removal> {
             ..node("highest number ignored (and the one before)", &[Node::HighestEpoch, Node::ListedGrant])
         },
         Removal {
-            prelude: OLD_NUMBER,
-            disks: Some(true),
-            beside: &[Node::HighestEpoch, Node::ListedGrant],
-            ..node(
-                "disk token ignored (and the two before)",
-                &[Node::HighestEpoch, Node::ListedGrant, Node::DiskToken],
-            )
-        },
-        Removal {
             liar: true,
             prelude: LIE,
             ..node("Superseded destroys instead of pausing", &[Node::SupersededPauses])
