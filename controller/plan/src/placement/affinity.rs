@@ -16,8 +16,12 @@ use crate::world::{Key, World};
 enum Says<'a> {
     /// Be on one of these hosts, where other members are: host to one of the VMs there.
     With(BTreeMap<&'a str, &'a str>),
-    /// Be on none of the hosts where members of this group are, members `besides` apart.
-    Apart { group: &'a Key, besides: &'a Key },
+    /// Be on none of the hosts where members of the group are, or are about to be, the member `besides` apart.
+    Apart {
+        seats: Option<&'a BTreeMap<String, BTreeSet<Key>>>,
+        reserved: Vec<(&'a String, &'a Key)>,
+        besides: &'a Key,
+    },
     /// Be on one of these hosts.
     On(&'a Members),
     /// Be on none of these hosts.
@@ -102,7 +106,11 @@ impl<'a> Ties<'a> {
                     let with = others(world, key, vm);
                     (!with.is_empty()).then_some(Says::With(with))
                 }
-                Polarity::Negative if own || hard => Some(Says::Apart { group: key, besides: bound }),
+                Polarity::Negative if own || hard => Some(Says::Apart {
+                    seats: world.seat_map(key),
+                    reserved: world.reserved_members(key).collect(),
+                    besides: bound,
+                }),
                 Polarity::Positive | Polarity::Negative | Polarity::Unknown => None,
             };
             self.push(hard, key, says);
@@ -129,14 +137,14 @@ impl<'a> Ties<'a> {
     }
 
     /// The first hard VM rule that this host breaks.
-    pub fn vm_lack(&self, world: &World, name: &str) -> Option<Lack> {
+    pub fn vm_lack(&self, name: &str) -> Option<Lack> {
         self.hard.iter().find_map(|tie| match &tie.says {
             Says::With(hosts) if !hosts.contains_key(name) => {
                 let (host, vm) = hosts.first_key_value()?;
                 Some(Lack::NotWith { group: tie.group.into(), vm: (*vm).into(), host: (*host).into() })
             }
-            Says::Apart { group, besides } => {
-                let vm = self.seated(world, group, besides, name)?;
+            Says::Apart { seats, reserved, besides } => {
+                let vm = self.seated(*seats, reserved, besides, name)?;
                 Some(Lack::NotApart { group: tie.group.into(), vm: vm.name.clone() })
             }
             Says::With(_) | Says::On(_) | Says::Off(_) => None,
@@ -156,11 +164,13 @@ impl<'a> Ties<'a> {
     }
 
     /// Share of the soft rules that this host breaks, in 1/1000.
-    pub fn soft_broken(&self, world: &World, name: &str, host: &Host) -> i64 {
+    pub fn soft_broken(&self, name: &str, host: &Host) -> i64 {
         let labels = host.metadata.labels.as_ref();
         let broken = self.soft.iter().filter(|tie| match &tie.says {
             Says::With(hosts) => !hosts.contains_key(name),
-            Says::Apart { group, besides } => self.seated(world, group, besides, name).is_some(),
+            Says::Apart { seats, reserved, besides } => {
+                self.seated(*seats, reserved, besides, name).is_some()
+            }
             Says::On(hosts) => !hosts.contains(name, labels),
             Says::Off(hosts) => hosts.contains(name, labels),
         });
@@ -169,10 +179,17 @@ impl<'a> Ties<'a> {
     }
 
     /// A member of the group on this host that is neither the VM itself nor the one that the rule is about.
-    fn seated<'w>(&self, world: &'w World, group: &Key, besides: &Key, host: &str) -> Option<&'w Key> {
+    fn seated(
+        &self,
+        seats: Option<&'a BTreeMap<String, BTreeSet<Key>>>,
+        reserved: &[(&'a String, &'a Key)],
+        besides: &Key,
+        host: &str,
+    ) -> Option<&'a Key> {
         let other = |member: &&Key| Some(*member) != self.vm.as_ref() && *member != besides;
-        let reserved = || world.reserved_members(group).filter(|(at, _)| *at == host).map(|(_, vm)| vm);
-        world.seated_on(group, host).find(other).or_else(|| reserved().find(other))
+        let here = seats.and_then(|seats| seats.get(host)).into_iter().flatten();
+        let coming = reserved.iter().filter(|(at, _)| *at == host).map(|(_, vm)| *vm);
+        here.chain(coming).find(other)
     }
 }
 

@@ -138,5 +138,5 @@ fn vms(candidate: &Candidate<'_>) -> i64 {
 
 /// Share of the soft affinity rules that the host would break.
 fn affinity(candidate: &Candidate<'_>) -> i64 {
-    candidate.request.ties.soft_broken(candidate.world, candidate.name, candidate.host)
+    candidate.request.ties.soft_broken(candidate.name, candidate.host)
 }

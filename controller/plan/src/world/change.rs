@@ -192,7 +192,8 @@ impl World {
             return;
         }
         self.unindex_host(&name);
-        insert_into(&mut self.hosts_by_cluster, &host.spec.cluster, name.clone());
+        let beside = self.hosts_by_cluster.entry(host.spec.cluster.clone()).or_default();
+        beside.insert(name.clone(), host.clone());
         for uid in claimed_uids(&host) {
             insert_into(&mut self.claimants_by_vm, uid, name.clone());
         }
@@ -211,7 +212,9 @@ impl World {
 
     fn unindex_host(&mut self, name: &str) {
         let Some(host) = self.hosts.get(name).cloned() else { return };
-        remove_from(&mut self.hosts_by_cluster, &host.spec.cluster, &name.to_owned());
+        if let Some(beside) = self.hosts_by_cluster.get_mut(&host.spec.cluster) {
+            beside.remove(name);
+        }
         for uid in claimed_uids(&host) {
             remove_from(&mut self.claimants_by_vm, uid, &name.to_owned());
         }

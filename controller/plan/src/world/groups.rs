@@ -1,7 +1,10 @@
 //! Which VMs belong to which affinity groups, and on which hosts a group's members are: kept true on every change, so
 //! that a decision about one VM never looks through all others.
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use vireo_crds::v1alpha1::{AffinityGroup, VirtualMachine};
 
@@ -114,9 +117,9 @@ impl World {
         self.seats.get(group).into_iter().flatten()
     }
 
-    /// Members of a group that may be running on this host.
-    pub(crate) fn seated_on(&self, group: &Key, host: &str) -> impl Iterator<Item = &Key> {
-        self.seats.get(group).and_then(|seats| seats.get(host)).into_iter().flatten()
+    /// The same, for looking up many hosts.
+    pub(crate) fn seat_map(&self, group: &Key) -> Option<&BTreeMap<String, BTreeSet<Key>>> {
+        self.seats.get(group)
     }
 
     /// Members of a group whose placement is on its way, with their host. Few are at any time.

@@ -134,7 +134,7 @@ pub struct World {
     vms_by_disk: BTreeMap<Key, BTreeSet<Key>>,
     acts_by_vm: BTreeMap<Key, BTreeSet<Key>>,
     disks_by_claimant: BTreeMap<String, BTreeSet<Key>>,
-    hosts_by_cluster: BTreeMap<String, BTreeSet<String>>,
+    hosts_by_cluster: BTreeMap<String, BTreeMap<String, Arc<Host>>>,
     claimants_by_vm: BTreeMap<String, BTreeSet<String>>,
     groups_by_namespace: BTreeMap<String, BTreeSet<Key>>,
     groups_by_vm: BTreeMap<Key, BTreeSet<Key>>,

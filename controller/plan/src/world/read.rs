@@ -70,11 +70,7 @@ impl World {
         &'a self,
         cluster: &str,
     ) -> impl Iterator<Item = (&'a String, &'a Arc<Host>)> + use<'a> {
-        self.hosts_by_cluster
-            .get(cluster)
-            .into_iter()
-            .flatten()
-            .filter_map(|name| self.hosts.get_key_value(name))
+        self.hosts_by_cluster.get(cluster).into_iter().flatten()
     }
 
     /// A cluster by name.

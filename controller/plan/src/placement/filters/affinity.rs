@@ -3,7 +3,7 @@
 use crate::placement::{candidate::Candidate, lack::Lack};
 
 pub(super) fn vms(candidate: &Candidate<'_>) -> Option<Lack> {
-    candidate.request.ties.vm_lack(candidate.world, candidate.name)
+    candidate.request.ties.vm_lack(candidate.name)
 }
 
 pub(super) fn hosts(candidate: &Candidate<'_>) -> Option<Lack> {
