@@ -32,7 +32,7 @@ use system_tests::{
 };
 use vireo_crds::{
     meta::HOSTS_NAMESPACE,
-    v1alpha1::{Host, HostSpec, Network, StorageDomain},
+    v1alpha1::{AffinityGroup, Host, HostSpec, Network, StorageDomain},
 };
 
 /// Hosts, each with a daemon that dies at some of the points. More of them and each dies less often.
@@ -418,7 +418,7 @@ fn the_controller_dies_at_every_point() -> Result<()> {
     })
 }
 
-/// A network and a storage domain of their own for each life: their statuses are written when they are new, and hardly
+/// A network, a storage domain and an affinity group of their own for each life: their statuses are written when they are new, and hardly
 /// ever again.
 async fn surroundings(client: &Client, number: usize) -> Result<()> {
     let network: Network = serde_json::from_value(json!({
@@ -434,6 +434,14 @@ async fn surroundings(client: &Client, number: usize) -> Result<()> {
         .create(&PostParams::default(), &domain)
         .await
         .context("create a StorageDomain")?;
+    let group: AffinityGroup = serde_json::from_value(json!({
+        "apiVersion": "vireo.dev/v1alpha1", "kind": "AffinityGroup", "metadata": {"name": format!("apart{number}")},
+        "spec": {"virtualMachines": {"matchLabels": {"app": "web"}}, "vmRule": {"polarity": "Negative"}},
+    }))?;
+    Api::namespaced(client.clone(), failpoints::NAMESPACE)
+        .create(&PostParams::default(), &group)
+        .await
+        .context("create an AffinityGroup")?;
     Ok(())
 }
 
