@@ -360,7 +360,7 @@ fn a_burst_does_not_overfill_a_host() -> Result<()> {
         // Room for four of them on each host.
         let creations = (0..12).map(|n| {
             let site = &site;
-            async move { site.create_vm(&format!("vm{n}"), json!({"memory": {"size": "2000Mi"}})).await }
+            async move { site.create_vm(&format!("vm{n}"), json!({"memory": {"size": "3900Mi"}})).await }
         });
         for created in futures::future::join_all(creations).await {
             created?;
