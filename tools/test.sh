@@ -68,7 +68,8 @@ lab_guests_tests() { # TEST...
 }
 
 # What every run shows of real guests; `lab-guests` shows all.
-brief=(lifecycle::lab_a_first_vm lifecycle::lab_a_guests_reboot lifecycle::lab_acts lifecycle::lab_edits lifecycle::lab_hardware)
+brief=(lifecycle::lab_a_first_vm lifecycle::lab_a_guests_reboot lifecycle::lab_acts lifecycle::lab_edits lifecycle::lab_hardware
+  lifecycle::lab_drift lifecycle::lab_halting outlive::lab_guests_outlive)
 
 # A suite that runs only when it is named: too long for every run. It counts as skipped, by name.
 by_hand() { # NAME WHAT COMMAND
@@ -88,7 +89,7 @@ suite xtask "generated files, bounds, purity, sizes" target/release/xtask check
 suite chart "chart lint" target/tools/helm lint --strict charts/vireo
 
 trap 'trap - INT TERM; kill 0' INT TERM
-# Three lanes side by side: guests, servers, and what only computes. The first two mostly wait.
+# Three lanes side by side: guests, servers, and what computes more than it waits.
 guests() {
   lane=4
   suite lab "hosts in namespaces, guest images" cargo_test --bin vireo-lab --test bare -- --test-threads=1
@@ -102,8 +103,6 @@ servers() {
   lane=3
   suite standalone "the API server, for real" standalone/go.sh test -vet=off -count=1 -timeout 900s -v ./...
   suite api "against the real API server" system_tests schema_api identity_api kubectl_api writes_api orders_api compatibility_api
-  by_hand faulty-api "parts on an API server that delays, refuses, forgets and stalls" system_tests faulty_api -- --nocapture
-  by_hand fleet-api "50 hosts and 300 VMs: writes, silence, nothing left" system_tests fleet_api -- --nocapture
   by_hand fail-points "both parts killed before and after each thing they do" system_tests failpoints_api -- --nocapture
 }
 decisions() {
@@ -111,6 +110,8 @@ decisions() {
   suite unit "decisions, goldens, parsers, executors" unit_tests
   suite sim "both planners under faults, in simulated histories" cargo_test --test histories -- --nocapture
   suite model "both planners in every history of a small fleet" cargo_test --test explore -- --nocapture
+  suite faulty-api "parts on an API server that delays, refuses, forgets and stalls" system_tests faulty_api -- --nocapture
+  suite fleet-api "50 hosts and 300 VMs: writes, silence, nothing left" system_tests fleet_api -- --nocapture
   by_hand fuzz "every reader of what others wrote, with random input, 15 s each" tools/fuzz.sh
 }
 decisions & servers & guests &
