@@ -23,7 +23,7 @@ use simulation::{
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// Histories of one run.
-const HISTORIES: u64 = 7000;
+const HISTORIES: u64 = 3000;
 /// Seeds that break a promise, each explained in docs/correctness.md: they are run too, and once one holds it has to
 /// leave this list.
 const KNOWN: &[u64] = &[13_881, 16_016, 17_556];
