@@ -65,9 +65,7 @@ pub async fn apply(session: &Session, step: &Step, chain: &mut Chain) -> Result<
         }
         Step::RemoveFinalizer { object, read_first } => {
             refuse_while_terminating(session, object.kind).await?;
-            for read in read_first {
-                confirm(session, read).await?;
-            }
+            confirm(session, read_first).await?;
             let mut finalizers =
                 chain.held(object).and_then(|h| h.metadata.finalizers.clone()).unwrap_or_default();
             finalizers.retain(|f| f != FINALIZER);
@@ -79,9 +77,7 @@ pub async fn apply(session: &Session, step: &Step, chain: &mut Chain) -> Result<
             if nonce != session.nonce() {
                 return Err(Error::SessionOver("the placement was decided in another one".into()));
             }
-            for read in read_first {
-                confirm(session, read).await?;
-            }
+            confirm(session, read_first).await?;
             let written = apply_status(session, step, vm, chain).await;
             if let Err(error) = &written
                 && error.status().is_none()
@@ -93,9 +89,7 @@ pub async fn apply(session: &Session, step: &Step, chain: &mut Chain) -> Result<
         }
         Step::SetVmStatus { vm, status: _ } => apply_status(session, step, vm, chain).await?,
         Step::SetDiskStatus { disk, read_first, status: _ } => {
-            for read in read_first {
-                confirm(session, read).await?;
-            }
+            confirm(session, read_first).await?;
             apply_status(session, step, disk, chain).await?
         }
         Step::SetActStatus { act, status: _ } => apply_status(session, step, act, chain).await?,
@@ -233,16 +227,18 @@ async fn apply_status(
     Ok(put(object.kind, chain, applied))
 }
 
-/// Reads a confirmation from the API server itself: it may have been withdrawn.
-async fn confirm(session: &Session, read: &FreshRead) -> Result<(), Error> {
-    let api = api(session, &read.object);
-    let what = format!("read the confirmation on {}", item(&read.object));
-    let found = answer(what.clone(), api.get(&read.object.name)).await?;
-    let stands = found.annotations().get(CONFIRM_ANNOTATION) == Some(&read.confirm_annotation);
-    if found.uid().as_deref() == Some(read.object.uid.as_str()) && stands {
-        return Ok(());
+/// Reads confirmations from the API server itself: one may have been withdrawn.
+async fn confirm(session: &Session, reads: &[FreshRead]) -> Result<(), Error> {
+    for read in reads {
+        let api = api(session, &read.object);
+        let what = format!("read the confirmation on {}", item(&read.object));
+        let found = answer(what, api.get(&read.object.name)).await?;
+        let stands = found.annotations().get(CONFIRM_ANNOTATION) == Some(&read.confirm_annotation);
+        if found.uid().as_deref() != Some(read.object.uid.as_str()) || !stands {
+            return Err(Error::Withdrawn(item(&read.object).to_string()));
+        }
     }
-    Err(Error::Withdrawn(item(&read.object).to_string()))
+    Ok(())
 }
 
 /// Deleting a CustomResourceDefinition deletes all its objects past every admission: that is no order of a user.

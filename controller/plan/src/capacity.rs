@@ -10,7 +10,10 @@
 //! | a host's vCPUs | `status.allocatable.cpus` x `cpu.overcommit` of its HostCluster |
 //! | free | what the host may promise - the sum of what VMs with an open grant, a target or a reservation there are promised |
 
-use vireo_crds::v1alpha1::{HostCluster, Resources, VirtualMachineSpec};
+use vireo_crds::{
+    units::human_bytes,
+    v1alpha1::{HostCluster, Resources, VirtualMachineSpec},
+};
 
 /// QEMU's own memory: code, heap, the video memory and buffers of its devices.
 const FIXED_OVERHEAD: i64 = 64 << 20;
@@ -54,6 +57,11 @@ pub(crate) fn free(capacity: Resources, promised: Resources) -> Resources {
         cpus: capacity.cpus.saturating_sub(promised.cpus).max(0),
         memory: capacity.memory.saturating_sub(promised.memory).max(0),
     }
+}
+
+/// Bytes as people read them; less than nothing is nothing.
+pub(crate) fn human(bytes: i64) -> String {
+    human_bytes(u64::try_from(bytes).unwrap_or(0))
 }
 
 /// Share of `of` promised once `need` is there too, in 1/1000; 1000 of a host that has nothing to give.

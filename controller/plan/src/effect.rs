@@ -61,7 +61,7 @@ fn apply_step(
             change(world, object, versions, |document| set_finalizer(document, true))
         }
         Step::RemoveFinalizer { object, read_first } => {
-            read_first.iter().try_for_each(|read| still_confirmed(world, read))?;
+            still_confirmed(world, read_first)?;
             change(world, object, versions, |document| set_finalizer(document, false))
         }
         Step::DeleteAct { act } => {
@@ -88,7 +88,7 @@ fn apply_step(
             if world.session().is_none_or(|s| s.nonce != *session) {
                 return Err(EffectError::SessionOver);
             }
-            read_first.iter().try_for_each(|read| still_confirmed(world, read))?;
+            still_confirmed(world, read_first)?;
             set_status(world, vm, step, versions, now)?;
             if let Some(placement) = &status.placement {
                 world.note_granted(&placement.id);
@@ -106,7 +106,7 @@ fn apply_step(
             Ok(())
         }
         Step::SetDiskStatus { disk, read_first, .. } => {
-            read_first.iter().try_for_each(|read| still_confirmed(world, read))?;
+            still_confirmed(world, read_first)?;
             set_status(world, disk, step, versions, now)
         }
         Step::SetVmStatus { vm: object, .. }
@@ -139,19 +139,20 @@ fn create_disk(world: &mut World, disk: &Disk, now: Timestamp) -> Result<(), Eff
     Ok(())
 }
 
-fn still_confirmed(world: &World, read: &FreshRead) -> Result<(), EffectError> {
-    let name = &read.object.name;
-    let metadata = match read.object.kind {
-        Kind::Host => world.host(name).map(|host| &host.metadata),
-        _ => world.vm(&key(&read.object)).map(|vm| &vm.metadata),
-    };
-    let same = metadata.filter(|m| m.uid.as_deref() == Some(&read.object.uid));
-    let value = same.and_then(|m| m.annotations.as_ref()).and_then(|a| a.get(meta::CONFIRM_ANNOTATION));
-    if value == Some(&read.confirm_annotation) {
-        Ok(())
-    } else {
-        Err(EffectError::NotConfirmed(read.object.kind, name.clone()))
+fn still_confirmed(world: &World, reads: &[FreshRead]) -> Result<(), EffectError> {
+    for read in reads {
+        let name = &read.object.name;
+        let metadata = match read.object.kind {
+            Kind::Host => world.host(name).map(|host| &host.metadata),
+            _ => world.vm(&key(&read.object)).map(|vm| &vm.metadata),
+        };
+        let same = metadata.filter(|m| m.uid.as_deref() == Some(&read.object.uid));
+        let value = same.and_then(|m| m.annotations.as_ref()).and_then(|a| a.get(meta::CONFIRM_ANNOTATION));
+        if value != Some(&read.confirm_annotation) {
+            return Err(EffectError::NotConfirmed(read.object.kind, name.clone()));
+        }
     }
+    Ok(())
 }
 
 /// Puts the applied fields into the status: those of the controller that are left out go, all others stay.

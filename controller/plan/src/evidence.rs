@@ -207,15 +207,9 @@ fn confirmation(vm: &VirtualMachine, host: Option<&Host>, grant: &Grant) -> Opti
 /// Whether the incarnation of a grant shows life, or could without our having noticed. A claim in an attestation is a
 /// sign of life as long as whoever made it shows one: of a host that has fallen silent since, a person may know more.
 fn may_live(world: &World, grant: &Grant) -> bool {
-    let lease = world.liveness(&grant.host);
-    let lives = |incarnation: &str| lease.is_none_or(|l| l.may_live(incarnation));
-    let is_claimed =
-        || claims(world, grant) && world.attestation(&grant.host).is_some_and(|a| lives(&a.incarnation));
-    if lease.is_none() {
-        world.host(&grant.host).is_some()
-    } else {
-        lives(&grant.incarnation) || is_claimed()
-    }
+    let Some(lease) = world.liveness(&grant.host) else { return world.host(&grant.host).is_some() };
+    let attester_may_live = || world.attestation(&grant.host).is_some_and(|a| lease.may_live(&a.incarnation));
+    lease.may_live(&grant.incarnation) || (claims(world, grant) && attester_may_live())
 }
 
 /// Whether the machine lives on in another incarnation that has not said in this session what it runs: a guest goes on

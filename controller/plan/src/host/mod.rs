@@ -6,12 +6,11 @@ use jiff::{SignedDuration, Timestamp};
 use vireo_crds::{
     condition::{self, ConditionValue, kind},
     meta, reasons,
-    units::human_bytes,
     v1alpha1::{CpuBaseline, Host, HostStatus, HostSummary, Resources},
 };
 
 use crate::{
-    capacity::capacity,
+    capacity::{capacity, human},
     conditions, evidence,
     plan::{EventType, Plan, WaitFor},
     step::{HostStatusApply, Kind, ObjectRef, Step},
@@ -224,10 +223,9 @@ fn schedulable(
 fn summary(world: &World, host: &Host, status: &HostStatus, promised: Resources, vms: i64) -> HostSummary {
     let give = status.allocatable.unwrap_or_default();
     let room = world.cluster(&host.spec.cluster).map_or(give, |cluster| capacity(give, cluster));
-    let bytes = |value: i64| human_bytes(u64::try_from(value).unwrap_or(0));
     HostSummary {
         vms: vms.to_string(),
         cpu: format!("{}/{}", promised.cpus, room.cpus),
-        memory: format!("{}/{}", bytes(promised.memory), bytes(room.memory)),
+        memory: format!("{}/{}", human(promised.memory), human(room.memory)),
     }
 }

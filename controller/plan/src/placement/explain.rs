@@ -4,7 +4,7 @@
 use std::fmt;
 
 use serde::Serialize;
-use vireo_crds::{condition::kind, units::human_bytes, v1alpha1::VirtualMachine};
+use vireo_crds::{condition::kind, v1alpha1::VirtualMachine};
 
 use super::{
     candidate::{Candidate, Request},
@@ -13,6 +13,7 @@ use super::{
     weights::{Factors, Score},
 };
 use crate::{
+    capacity::human,
     vm::references::{self, ValidatedVm},
     world::World,
 };
@@ -88,15 +89,14 @@ pub fn explain(world: &World, vm: &VirtualMachine) -> Explanation {
 }
 
 fn asks(valid: &ValidatedVm<'_>) -> String {
-    let bytes = |value: i64| human_bytes(u64::try_from(value).unwrap_or(0));
     let need = valid.need;
     let guest = valid.guest_memory;
     format!(
         "{} vCPUs and {} of memory: {} of its own and {} for QEMU",
         need.cpus,
         asked(need.memory),
-        bytes(guest),
-        bytes(need.memory.saturating_sub(guest))
+        human(guest),
+        human(need.memory.saturating_sub(guest))
     )
 }
 
@@ -124,11 +124,7 @@ fn verdicts(world: &World, vm: &VirtualMachine, valid: &ValidatedVm<'_>) -> Vec<
                 here: here == Some(name),
                 score: score.map(|score| score.total),
                 weights: weights.map(|(name, factor, value)| format!("{name} {value} x {factor}")).collect(),
-                free: format!(
-                    "{} vCPUs, {}",
-                    free.cpus,
-                    human_bytes(u64::try_from(free.memory).unwrap_or(0))
-                ),
+                free: format!("{} vCPUs, {}", free.cpus, human(free.memory)),
                 lacks,
             };
             (score, verdict)

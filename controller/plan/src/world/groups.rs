@@ -22,7 +22,6 @@ impl World {
             return;
         }
         self.remove_group(&key);
-        insert_into(&mut self.groups_by_namespace, &key.namespace, key.clone());
         let members: Vec<Key> = self
             .vms
             .range(Key::new(&key.namespace, "")..)
@@ -41,7 +40,6 @@ impl World {
         if self.groups.remove(key).is_none() {
             return;
         }
-        remove_from(&mut self.groups_by_namespace, &key.namespace, key);
         self.seats.remove(key);
         for vm in self.members_by_group.remove(key).unwrap_or_default() {
             remove_from(&mut self.groups_by_vm, &vm, key);
@@ -51,10 +49,7 @@ impl World {
     /// Notes of what groups this VM is a member; its footprint is known by now.
     pub(super) fn index_groups_of(&mut self, key: &Key, vm: &VirtualMachine) {
         let of: Vec<Key> = self
-            .groups_by_namespace
-            .get(&key.namespace)
-            .into_iter()
-            .flatten()
+            .groups_in(&key.namespace)
             .filter(|group| self.groups.get(group).is_some_and(|group| is_member(group, vm)))
             .cloned()
             .collect();
@@ -97,8 +92,11 @@ impl World {
     }
 
     /// Groups of a namespace, by name.
-    pub fn groups_in(&self, namespace: &str) -> impl Iterator<Item = &Key> {
-        self.groups_by_namespace.get(namespace).into_iter().flatten()
+    pub fn groups_in<'a, 'n>(&'a self, namespace: &'n str) -> impl Iterator<Item = &'a Key> + use<'a, 'n> {
+        self.groups
+            .range(Key::new(namespace, "")..)
+            .map(|(key, _)| key)
+            .take_while(move |key| key.namespace == namespace)
     }
 
     /// Groups this VM is a member of, by name.

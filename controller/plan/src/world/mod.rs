@@ -136,7 +136,6 @@ pub struct World {
     disks_by_claimant: BTreeMap<String, BTreeSet<Key>>,
     hosts_by_cluster: BTreeMap<String, BTreeMap<String, Arc<Host>>>,
     claimants_by_vm: BTreeMap<String, BTreeSet<String>>,
-    groups_by_namespace: BTreeMap<String, BTreeSet<Key>>,
     groups_by_vm: BTreeMap<Key, BTreeSet<Key>>,
     members_by_group: BTreeMap<Key, BTreeSet<Key>>,
     /// By group: hosts on which members may be running, with those members.
