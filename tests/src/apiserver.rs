@@ -19,7 +19,7 @@ use kube::{
 };
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::{root, wait::until_blocking};
+use crate::{client::client, root, wait::until_blocking};
 
 const START_LIMIT: Duration = Duration::from_secs(90);
 
@@ -235,7 +235,7 @@ impl ApiServer {
 
     /// A client that speaks as `user`.
     pub async fn client(&self, user: User<'_>) -> Result<Client> {
-        Ok(Client::try_from(self.config(user).await?)?)
+        client(&self.config(user).await?)
     }
 }
 

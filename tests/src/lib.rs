@@ -1,6 +1,7 @@
 //! What system tests share: a real API server with the chart installed, waiting, and saying what was skipped.
 
 pub mod apiserver;
+pub mod client;
 pub mod fake_host;
 pub mod faulty_api;
 pub mod fleet;

@@ -3,7 +3,7 @@
 
 use std::{
     fs,
-    io::{BufRead, BufReader, Write},
+    io::{BufRead, BufReader, Read, Write},
     path::{Path, PathBuf},
     process::{Child, ChildStdin, ChildStdout, Command, Stdio},
     time::{Duration, Instant},
@@ -11,7 +11,7 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use kube::{
-    Api, Client, Config,
+    Api, Config,
     api::{ListParams, PostParams},
     config::{KubeConfigOptions, Kubeconfig},
 };
@@ -69,7 +69,7 @@ fn measure(lab: &Lab) -> Result<()> {
     );
     let rss = daemon_rss(lab, &host)?;
     println!(
-        "\napply to first serial line, over start to first line: median {ratio:.3}, limit {LINE_RATIO_LIMIT}"
+        "\napply to first serial line, over start to first line: median {ratio:.3}, limit {LINE_RATIO_LIMIT:.2}"
     );
     println!(
         "apply to running, less bare: median {difference:.0} ms, limit {} ms",
@@ -99,7 +99,7 @@ impl Host {
         let host = &status["hosts"][0];
         let pid = host["pid"].as_i64().context("host1 has no process")?;
         Ok(Self {
-            uri: host["libvirt_uri"].as_str().context("host1 has no libvirt")?.to_owned(),
+            uri: host["libvirtUri"].as_str().context("host1 has no libvirt")?.to_owned(),
             root: PathBuf::from(format!("/proc/{pid}/root")),
             daemon: host["daemon"]["pid"].as_i64().context("host1 has no daemon")?,
         })
@@ -162,7 +162,7 @@ fn create(lab: &Lab, manifest: &str) -> Result<Instant> {
     let vm: VirtualMachine = serde_saphyr::from_str(manifest)?;
     runtime.block_on(async {
         let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?;
-        let api: Api<VirtualMachine> = Api::namespaced(Client::try_from(config)?, "default");
+        let api: Api<VirtualMachine> = Api::namespaced(system_tests::client::client(&config)?, "default");
         // Opens the connection, which a user's session has open too.
         api.list(&ListParams::default().limit(1)).await?;
         let started = Instant::now();
@@ -179,8 +179,9 @@ fn start_bare(virsh: &mut Virsh, host: &Host, xml: &str) -> Result<Start> {
     let file = tempfile::NamedTempFile::new()?;
     fs::write(file.path(), xml)?;
     let started = Instant::now();
-    virsh.run(&format!("create {}", file.path().display()))?;
+    let said = virsh.run(&format!("create {}", file.path().display()))?;
     let running = started.elapsed();
+    ensure!(said.contains("created"), "virsh did not start the domain: {said}");
     let line = first_line(&log, started)?;
     virsh.run("destroy bare")?;
     Ok(Start { running, line })
@@ -239,35 +240,37 @@ fn daemon_rss(lab: &Lab, host: &Host) -> Result<u64> {
 struct Virsh {
     child: Child,
     input: ChildStdin,
-    output: BufReader<ChildStdout>,
+    output: ChildStdout,
 }
 
 impl Virsh {
     fn connect(uri: &str) -> Result<Self> {
-        let mut child = Command::new("virsh")
-            .args(["-q", "-c", uri])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()?;
+        let mut child =
+            Command::new("virsh").args(["-c", uri]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
         let input = child.stdin.take().context("no stdin")?;
-        let output = BufReader::new(child.stdout.take().context("no stdout")?);
+        let output = child.stdout.take().context("no stdout")?;
         let mut virsh = Self { child, input, output };
-        virsh.run("version")?;
+        virsh.until_prompt()?;
         Ok(virsh)
     }
 
-    fn run(&mut self, command: &str) -> Result<()> {
+    /// Runs a command to its end; what it printed.
+    fn run(&mut self, command: &str) -> Result<String> {
         writeln!(self.input, "{command}")?;
-        writeln!(self.input, "echo --str done-with-it")?;
         self.input.flush()?;
-        let mut line = String::new();
-        loop {
-            line.clear();
-            ensure!(self.output.read_line(&mut line)? > 0, "virsh ended at: {command}");
-            if line.contains("done-with-it") && !line.contains("echo") {
-                return Ok(());
-            }
+        self.until_prompt().with_context(|| format!("virsh ended at: {command}"))
+    }
+
+    /// It asks for the next command once the last one is done, and ends no line with that.
+    fn until_prompt(&mut self) -> Result<String> {
+        let mut said = Vec::new();
+        let mut chunk = [0; 4096];
+        while !said.ends_with(b"virsh # ") {
+            let count = self.output.read(&mut chunk)?;
+            ensure!(count > 0, "it said: {}", String::from_utf8_lossy(&said));
+            said.extend_from_slice(chunk.get(..count).unwrap_or_default());
         }
+        Ok(String::from_utf8_lossy(&said).into_owned())
     }
 }
 

@@ -33,6 +33,7 @@ use vireo_crds::{
 
 use crate::{
     apiserver::{User, speak_as},
+    client::client,
     requests::{Counts, Tally},
     wait::until,
 };
@@ -112,7 +113,7 @@ pub struct HollowFleet {
 impl HollowFleet {
     /// A fleet without hosts.
     pub fn new(config: HollowConfig) -> Result<Self> {
-        let admin = Client::try_from(config.admin.clone())?;
+        let admin = client(&config.admin)?;
         Ok(Self { config, admin, hosts: Vec::new() })
     }
 

@@ -12,7 +12,7 @@ use tokio::{
 };
 
 use super::hollow::HollowFleet;
-use crate::requests::Counts;
+use crate::{client::client, requests::Counts};
 
 /// What the fleet is told to do.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -165,5 +165,5 @@ impl FleetProcess {
 pub async fn admin(kubeconfig: &Path) -> Result<(Client, kube::Config)> {
     let kubeconfig = kube::config::Kubeconfig::read_from(kubeconfig)?;
     let config = kube::Config::from_custom_kubeconfig(kubeconfig, &Default::default()).await?;
-    Ok((Client::try_from(config.clone())?, config))
+    Ok((client(&config)?, config))
 }

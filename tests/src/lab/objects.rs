@@ -15,6 +15,8 @@ use kube::{
 use serde_json::Value;
 use tokio::runtime::{Builder, Runtime};
 
+use crate::client::client;
+
 /// A server that was killed must be noticed while a test waits for it.
 const ANSWER_LIMIT: Duration = Duration::from_secs(10);
 
@@ -60,7 +62,7 @@ impl Objects {
         }
         let kubeconfig = Kubeconfig::read_from(&self.kubeconfig)?;
         let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?;
-        let client = Client::try_from(config)?;
+        let client = client(&config)?;
         *self.client.lock().unwrap_or_else(PoisonError::into_inner) = Some(client.clone());
         Ok(client)
     }
