@@ -43,6 +43,8 @@ use crate::{
 const MAX_ROUNDS: u32 = 24;
 /// A guest that has run this long has got over its I/O errors.
 const RESUME_FORGOTTEN: Duration = Duration::from_secs(60);
+/// An Event is for people, and may come after the report that everybody waits for.
+const AFTER_THE_REPORT: Duration = Duration::from_millis(200);
 
 /// What a pass leaves behind.
 struct Settled {
@@ -427,6 +429,7 @@ impl Worker {
         let (reporter, vm) = (Arc::clone(&self.context.reporter), vm.clone());
         if !events.is_empty() {
             tokio::spawn(async move {
+                tokio::time::sleep(AFTER_THE_REPORT).await;
                 for note in &events {
                     reporter.event(&vm, note).await;
                 }
