@@ -32,6 +32,13 @@ pub trait Machine {
     fn healthy(&self) -> Result<()>;
 }
 
+/// Where in a VM's life its machine may be changed by hand.
+#[derive(Clone, Copy)]
+pub enum Moment {
+    Running,
+    Stopped,
+}
+
 /// One VM's life.
 pub struct Life<'a> {
     pub client: &'a Client,
@@ -137,8 +144,8 @@ impl Life<'_> {
         Ok(())
     }
 
-    /// Made, edited, acted on, stopped, started, deleted; nothing is left. `stopped` is called while it is down.
-    pub async fn live(&self, stopped: impl AsyncFnOnce(&str) -> Result<()>) -> Result<()> {
+    /// Made, edited, acted on, stopped, started, deleted; nothing is left. `meddle` may change the machine by hand.
+    pub async fn live(&self, meddle: impl AsyncFn(&str, Moment) -> Result<()>) -> Result<()> {
         let disks: Api<Disk> = Api::namespaced(self.client.clone(), NAMESPACE);
         let base = format!("{}-base", self.name);
         let disk = json!({"apiVersion": "vireo.dev/v1alpha1", "kind": "Disk", "metadata": {"name": base},
@@ -152,6 +159,7 @@ impl Life<'_> {
             "disks": [
                 {"name": "root", "cache": "writeback", "template": {"storageDomain": "shared", "size": "1Gi"}},
                 {"name": "scratch", "ephemeral": {"disk": base}},
+                {"name": "drive", "cdrom": {}},
             ],
             "interfaces": [{"name": "eth0", "network": "nat"}],
         });
@@ -171,6 +179,8 @@ impl Life<'_> {
         self.act("reset").await?;
         self.settled("runs after acts", VmState::Running).await?;
         self.same(&vm, guest, "acts")?;
+        meddle(&uid, Moment::Running).await?;
+        self.same(&vm, guest, "changes by hand")?;
         self.edit(json!({"memory": {"size": "512Mi"}})).await?;
         self.vm("says that it has to restart", |vm| {
             let status = vm.status.as_ref();
@@ -184,7 +194,7 @@ impl Life<'_> {
         self.edit(json!({"runStrategy": "Halted"})).await?;
         self.settled("is down", VmState::Stopped).await?;
         ensure!(self.machine.guest(&uid)?.is_none(), "{}: it is down and has a process", self.name);
-        stopped(&uid).await?;
+        meddle(&uid, Moment::Stopped).await?;
         self.edit(json!({"runStrategy": "Always", "gracePeriodSeconds": 0})).await?;
         self.settled("runs again", VmState::Running).await?;
         let again = self.guest(&vm, "has a process again").await?;

@@ -168,5 +168,9 @@ pub(super) fn plan_released(draft: &mut Draft<'_>, orders: &Orders<'_>) {
         });
     }
     let wanted = draft.entry.wanted.clone();
+    // It was down already when it was deleted, or the daemon was ended between the two.
+    if let Some(wanted) = wanted.as_ref().filter(|_| orders.deleting) {
+        release::remove_state(draft, wanted);
+    }
     release::plan_clean_up(draft, wanted.as_ref());
 }

@@ -17,12 +17,8 @@ pub(super) fn plan_release(draft: &mut Draft<'_>, orders: &Orders<'_>, deleting:
     let ran = draft.entry.held.as_ref().is_some_and(|held| held.state == HeldState::Activated);
     if let Some(wanted) = &wanted {
         hand_over_storage(draft, wanted, ran);
-        let home = wanted
-            .state
-            .as_ref()
-            .filter(|_| deleting && draft.facts.files.state_dir == StateDirFact::Present);
-        if let Some(home) = home {
-            draft.step(VmStep::RemoveStateDir { dir: home.dir.clone() });
+        if deleting {
+            remove_state(draft, wanted);
         }
     }
     draft.record(|entry| entry.release());
@@ -30,6 +26,13 @@ pub(super) fn plan_release(draft: &mut Draft<'_>, orders: &Orders<'_>, deleting:
         draft.tell(reasons::RELEASED, "nothing runs here any more and nothing will under this grant");
     }
     plan_clean_up(draft, wanted.as_ref());
+}
+
+/// Removes what a VM that is being deleted kept on storage besides its disks.
+pub(super) fn remove_state(draft: &mut Draft<'_>, wanted: &Wanted) {
+    if let (Some(home), StateDirFact::Present) = (&wanted.state, &draft.facts.files.state_dir) {
+        draft.step(VmStep::RemoveStateDir { dir: home.dir.clone() });
+    }
 }
 
 fn hand_over_storage(draft: &mut Draft<'_>, wanted: &Wanted, ran: bool) {
