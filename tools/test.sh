@@ -103,7 +103,7 @@ servers() {
   lane=3
   suite standalone "the API server, for real" standalone/go.sh test -vet=off -count=1 -timeout 900s -v ./...
   suite api "against the real API server" system_tests schema_api identity_api kubectl_api writes_api orders_api compatibility_api
-  by_hand fail-points "both parts killed before and after each thing they do" system_tests failpoints_api -- --nocapture
+  suite fail-points "both parts killed before and after each thing they do" system_tests failpoints_api -- --nocapture
 }
 decisions() {
   lane=2
