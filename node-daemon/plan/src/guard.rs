@@ -22,6 +22,8 @@ pub enum Guard {
     MissingVolume,
     /// No disappearance of an object ends a guest.
     DisappearanceStopsNothing,
+    /// Only the machine a Host is tied to speaks for it.
+    SameMachine,
 }
 
 #[cfg(feature = "mutations")]

@@ -12,6 +12,7 @@ pub mod guard;
 #[cfg(not(feature = "mutations"))]
 mod guard;
 pub mod hardware;
+pub mod identity;
 pub mod image;
 pub mod intent;
 pub mod ledger;

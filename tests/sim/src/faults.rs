@@ -426,7 +426,10 @@ impl Sim {
 
     /// A disk image of a host is put into another machine, which starts under the same name.
     fn clone_host(&mut self, m: usize) {
-        if let Some(at) = self.machines.iter().position(|machine| machine.machine_uuid.starts_with("clone")) {
+        if let Some(at) = self.machines.iter().position(|machine| machine.is_copy) {
+            if self.takes_over(at) {
+                return;
+            }
             if self.machines[at].guests.is_empty() {
                 self.say(|| "the clone is shut down".into());
                 self.machines.remove(at);
@@ -439,12 +442,25 @@ impl Sim {
         self.make_clone(m);
     }
 
+    /// A machine that is off is scrapped, and its copy takes its place: an administrator ties the Host to it.
+    fn takes_over(&mut self, copy: usize) -> bool {
+        let name = self.machines[copy].name.clone();
+        let original = self.machines.iter().position(|m| m.name == name && !m.is_copy && !m.powered);
+        let Some(original) = original.filter(|_| self.store.up && self.rng.one_in(2)) else { return false };
+        self.say(|| format!("the clone takes the place of {name}, which is scrapped"));
+        self.machines[copy].is_copy = false;
+        self.machines.remove(original);
+        self.store.untie_host(&name);
+        true
+    }
+
     /// Boots another machine from the disk image of this one.
     pub fn make_clone(&mut self, m: usize) {
         self.serial += 1;
         let of = &self.machines[m];
         let name = of.name.clone();
         let mut clone = Machine::new(&name, &format!("clone{}", self.serial));
+        clone.is_copy = true;
         clone.ledger = of.ledger.clone();
         clone.life_on_disk = of.life_on_disk.clone();
         self.happens(Fault::HostCloned, || name);

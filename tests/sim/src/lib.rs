@@ -212,7 +212,7 @@ impl Sim {
                 .unwrap();
         for n in 1..=hosts {
             let name = format!("host{n}");
-            sim.store.create(Kind::Host, json!({"metadata": {"name": name, "finalizers": [FINALIZER]}, "spec": {"cluster": "default"}}), now);
+            sim.store.create(Kind::Host, json!({"metadata": {"name": name, "finalizers": [FINALIZER]}, "spec": {"cluster": "default"}, "status": {"identity": {"publicKeySha256": "", "machineUuid": format!("machine{n}")}}}), now);
             sim.machines.push(Machine::new(&name, &format!("machine{n}")));
         }
         sim.create_vm("vm1");

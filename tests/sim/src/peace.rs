@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use controller_plan::Kind;
-use node_plan::facts::TokenFact;
+use node_plan::{facts::TokenFact, identity::ours};
 
 use crate::{
     Sim,
@@ -21,21 +21,22 @@ impl Sim {
         for c in &mut self.controllers {
             (c.alive, c.frozen) = (true, false);
         }
-        if let Some(at) = self.machines.iter().position(|m| m.machine_uuid.starts_with("clone")) {
+        if let Some(at) = self.machines.iter().position(|m| m.is_copy) {
             // Which of the two is the good one is for people to say: the one with guests.
             let name = self.machines[at].name.clone();
-            let original =
-                self.machines.iter().position(|m| m.name == name && !m.machine_uuid.starts_with("clone"));
+            let original = self.machines.iter().position(|m| m.name == name && !m.is_copy);
             let keep_clone = !self.machines[at].guests.is_empty();
             if let (true, Some(original)) = (keep_clone, original) {
                 if !self.machines[original].guests.is_empty() {
                     return;
                 }
+                self.machines[at].is_copy = false;
                 self.machines.remove(original);
             } else {
                 self.machines.remove(at);
             }
         }
+        self.tie_hosts();
         for machine in &mut self.machines {
             machine.power_on();
             machine.cut = false;
@@ -57,6 +58,23 @@ impl Sim {
             self.arrive(flight);
         }
         self.come_to_rest();
+    }
+
+    /// An administrator looks which Hosts are tied to a machine that is gone for good, and unties them.
+    fn tie_hosts(&mut self) {
+        let gone: Vec<String> = self
+            .store
+            .world
+            .hosts()
+            .filter(|(name, host)| {
+                self.machines.iter().all(|m| m.name != **name || ours(host, Some(&m.machine_uuid)).is_err())
+            })
+            .map(|(name, _)| name.clone())
+            .collect();
+        for name in gone {
+            self.say(|| format!("{name} is untied from a machine that is gone"));
+            self.store.untie_host(&name);
+        }
     }
 
     fn come_to_rest(&mut self) {
@@ -219,6 +237,7 @@ impl Sim {
         self.ghost.last_epochs.clear();
         self.ghost.made.clear();
         self.scrub();
+        self.tie_hosts();
         // One that was being deleted then goes on being deleted: that it ends is right.
         let in_backup: BTreeSet<String> =
             self.store.world.vms().filter_map(|vm| vm.metadata.uid.clone()).collect();

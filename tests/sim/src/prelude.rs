@@ -31,6 +31,8 @@ pub enum Scene {
     Cut(bool),
     /// Somebody confirms in writing that the present incarnation of the host is over.
     Confirm,
+    /// The daemon of the host dies, or is started again.
+    DaemonLives(bool),
     /// Every daemon dies, or is started again.
     DaemonsLive(bool),
     /// Writes by this name stay on their way.
@@ -135,6 +137,11 @@ impl Sim {
                 self.store.edit_meta(Kind::Host, &Key::new("", &name), |meta| {
                     meta.annotations.get_or_insert_default().insert(CONFIRM_ANNOTATION.into(), over.clone());
                 });
+            }
+            Scene::DaemonLives(yes) => {
+                for machine in self.machines.iter_mut().filter(|m| m.powered && is_marked(&m.name)) {
+                    machine.daemon = yes.then(Daemon::default);
+                }
             }
             Scene::DaemonsLive(yes) => {
                 for machine in self.machines.iter_mut().filter(|m| m.powered) {

@@ -149,6 +149,17 @@ const CLONE_OF_THE_CUT: &[Scene] = &[
     Scene::Rest(25),
 ];
 
+/// The store forgets a placement while the daemon of its host is dead, and the clone of that host boots.
+const CLONE_ANSWERS: &[Scene] = &[
+    Scene::Strategy(RunStrategy::Always),
+    Scene::Rest(8),
+    Scene::Mark,
+    Scene::DaemonLives(false),
+    Scene::Restore { newest: false },
+    Scene::Clone,
+    Scene::Rest(30),
+];
+
 /// A placement on its way while the next controller decides otherwise.
 const LATE_WRITE: &[Scene] = &[
     Scene::Hold(Some("SetPlacement")),
@@ -267,8 +278,14 @@ fn removals() -> Vec<Removal> {
         controller("no attestation awaited", &[Controller::Barrier]),
         controller("unexplained claims ignored", &[Controller::UnexplainedClaims]),
         Removal {
+            prelude: CLONE_ANSWERS,
+            ..node("a machine the Host is not tied to speaks for it", &[Node::SameMachine])
+        },
+        Removal {
             favourites: &[CLONE, RESTORE, CUT],
-            ..controller("one of two machines speaks for both", &[Controller::OneMachineByName])
+            node: &[Node::SameMachine],
+            beside: &[Node::SameMachine],
+            ..controller("one of two machines speaks for both (not tied)", &[Controller::OneMachineByName])
         },
         Removal {
             prelude: OLD_CONFIRMATION,
@@ -278,7 +295,9 @@ fn removals() -> Vec<Removal> {
         controller("confirmation accepted while alive", &[Controller::ConfirmationWhileAlive]),
         Removal {
             prelude: CLONE_OF_THE_CUT,
-            ..controller("Rebooted accepted from a clone", &[Controller::RebootOfSameMachine])
+            node: &[Node::SameMachine],
+            beside: &[Node::SameMachine],
+            ..controller("Rebooted accepted from a clone (not tied)", &[Controller::RebootOfSameMachine])
         },
         Removal { deeds: &[DATA_DISK], ..controller("disk claim removed", &[Controller::DiskClaim]) },
         controller("Disk deleted before release", &[Controller::DiskRelease]),

@@ -16,6 +16,7 @@ use std::{
 use controller_plan::Key;
 use node_plan::{
     facts::{Attempts, Exit, ExitKind, HostFiles, LiveDomain, ShutdownAsked, StartFailure},
+    identity,
     intent::VmRef,
     ledger::Entry,
     step::{Plan, VmStep},
@@ -83,6 +84,8 @@ impl Guest {
 pub struct Machine {
     pub name: String,
     pub machine_uuid: String,
+    /// It was made from the disk image of another that goes by its name.
+    pub is_copy: bool,
     pub boots: u64,
     pub powered: bool,
     pub ledger: BTreeMap<String, Entry>,
@@ -168,6 +171,7 @@ impl Machine {
         Self {
             name: name.into(),
             machine_uuid: machine_uuid.into(),
+            is_copy: false,
             boots: 1,
             powered: true,
             ledger: BTreeMap::new(),
@@ -234,7 +238,10 @@ impl Sim {
             let machine = &mut self.machines[m];
             let name = machine.name.clone();
             let Some(daemon) = machine.daemon.as_mut().filter(|_| machine.powered) else { continue };
-            let Some(life) = &daemon.life else { continue };
+            let (Some(life), Some(host)) = (&daemon.life, &daemon.host) else { continue };
+            if identity::ours(host, Some(&life.machine_uuid)).is_err() {
+                continue;
+            }
             if reaches && self.ms - daemon.renewed >= 10_000 {
                 daemon.renewed = self.ms;
                 self.store.leases.insert(name.clone(), Renewal { holder: life.id.clone(), time: self.ms });

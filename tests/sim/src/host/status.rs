@@ -1,5 +1,6 @@
 //! What a daemon reports of its host.
 
+use node_plan::identity;
 use vireo_crds::{
     condition::{self, kind},
     v1alpha1::{Host, HostIdentity, OrphanDomain},
@@ -17,6 +18,9 @@ impl Sim {
         let machine = &self.machines[m];
         let Some(daemon) = &machine.daemon else { return false };
         let (Some(host), Some(life)) = (daemon.host.clone(), daemon.life.clone()) else { return false };
+        if identity::ours(&host, Some(&life.machine_uuid)).is_err() {
+            return false;
+        }
         let orphans: Vec<OrphanDomain> = machine
             .guests
             .iter()

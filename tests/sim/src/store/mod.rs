@@ -285,6 +285,16 @@ impl Store {
         self.store(Object::Host(Arc::new(host)));
     }
 
+    /// An administrator ties a host to no machine, so that the first to report is it.
+    pub fn untie_host(&mut self, name: &str) {
+        let Some(host) = self.world.host(name) else { return };
+        let mut host = host.as_ref().clone();
+        if let Some(status) = &mut host.status {
+            status.identity = None;
+        }
+        self.store(Object::Host(Arc::new(host)));
+    }
+
     /// A daemon applies its part of a status, decided from `version` of the object with this `uid`.
     pub fn report<K>(
         &mut self,
