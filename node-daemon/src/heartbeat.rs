@@ -1,5 +1,5 @@
 //! Renews this host's Lease: the sign that this incarnation of the daemon lives. Decides nothing; what silence means is
-//! the controller's business.
+//! the controller's business, and whether this machine may give the sign is said by `node_plan::identity`.
 
 use std::{
     sync::Arc,
@@ -12,15 +12,19 @@ use kube::{
     Api, Client,
     api::{Patch, PatchParams},
 };
+use node_plan::identity;
 use serde_json::json;
 use vireo_crds::meta::{HOSTS_NAMESPACE, NODE_MANAGER};
 
-use crate::{metrics::Metrics, watch::Watches};
+use crate::{incarnation::Incarnation, metrics::Metrics, objects::Objects, watch::Watches};
 
 /// Pause between renewals.
 const INTERVAL: Duration = Duration::from_secs(10);
 /// Pause after a renewal that failed.
 const RETRY: Duration = Duration::from_secs(2);
+/// How often it is looked whether this machine may renew the Lease. Nobody is asked for it, and a daemon that starts
+/// has to wait for its Host.
+const LOOK: Duration = Duration::from_millis(100);
 /// Longest wait for one answer.
 const TIMEOUT: Duration = Duration::from_secs(5);
 /// Seconds after which the Lease counts as stale, for readers who do not measure for themselves.
@@ -28,19 +32,26 @@ const LEASE_SECONDS: i32 = 40;
 /// After a silence this long, connections that seem open are not believed.
 const OUTAGE: Duration = Duration::from_secs(15);
 
-/// Renews the Lease of `host` until the task is dropped.
+/// Renews the Lease of this daemon's host until the task is dropped.
 pub async fn run(
     client: Client,
-    host: String,
-    incarnation: String,
+    objects: Arc<Objects>,
+    incarnation: Incarnation,
     watches: Arc<Watches>,
     metrics: Arc<Metrics>,
 ) {
     let api: Api<Lease> = Api::namespaced(client, HOSTS_NAMESPACE);
     let mut last_success = Instant::now();
     let mut failing = false;
+    let may_speak = || {
+        let host = objects.host();
+        host.is_some_and(|host| identity::ours(&host, Some(&incarnation.machine_uuid)).is_ok())
+    };
     loop {
-        let pause = match renew(&api, &host, &incarnation).await {
+        while !may_speak() {
+            tokio::time::sleep(LOOK).await;
+        }
+        let pause = match renew(&api, objects.host_name(), &incarnation.id).await {
             Ok(()) => {
                 if std::mem::take(&mut failing) {
                     tracing::info!("the Lease is renewed again");

@@ -1,9 +1,14 @@
-//! Writes what this host says of itself into Host.status, only when it changed.
+//! Writes what this host says of itself into Host.status, only when it changed, and only while the Host is this
+//! machine's.
 
 use std::{sync::Arc, time::Duration};
 
 use jiff::Timestamp;
 use kube::{Api, Client};
+use node_plan::{
+    identity::{self, NotOurs},
+    step::EventNote,
+};
 use serde_json::json;
 use tokio::sync::watch;
 use vireo_crds::{
@@ -56,6 +61,15 @@ pub struct HostReport {
     pub attestation: Option<Attestation>,
 }
 
+impl HostReport {
+    /// Which machine this is, once that is known. The incarnation's word comes first, and stays the same for as long as
+    /// it lives: where the firmware has no UUID, libvirt makes up another one each time it starts.
+    fn machine_uuid(&self) -> Option<&str> {
+        let of_facts = self.facts.as_ref().map(|facts| facts.machine_uuid.as_str());
+        self.incarnation.as_ref().map(|incarnation| incarnation.machine_uuid.as_str()).or(of_facts)
+    }
+}
+
 /// Writes the report whenever it, or the object, changes.
 pub async fn run(
     client: Client,
@@ -66,12 +80,21 @@ pub async fn run(
 ) {
     let api: Api<Host> = Api::all(client);
     let mut failures = 0u32;
+    let mut refused: Option<NotOurs> = None;
     loop {
         tokio::time::sleep(GATHER).await;
         let current = report.borrow_and_update().clone();
         changed.mark_unchanged();
         if let Some(host) = objects.host() {
-            match write(&api, &reporter, &host, &current).await {
+            let was = std::mem::replace(&mut refused, identity::ours(&host, current.machine_uuid()).err());
+            if was != refused {
+                tell(&reporter, &host, refused.as_ref()).await;
+            }
+            let written = match refused {
+                Some(_) => Ok(None),
+                None => write(&api, &reporter, &host, &current).await,
+            };
+            match written {
                 Ok(written) => {
                     failures = 0;
                     if let Some(written) = written {
@@ -96,6 +119,23 @@ pub async fn run(
     }
 }
 
+/// Says once that this machine may not speak for its Host, and once that it may again.
+async fn tell(reporter: &Reporter, host: &Host, refused: Option<&NotOurs>) {
+    match refused {
+        Some(why @ NotOurs::OtherMachine { .. }) => {
+            tracing::error!(%why, "this machine does not speak for its Host; guests that run here go on");
+            let note = EventNote {
+                reason: reasons::DUPLICATE_IDENTITY.into(),
+                warning: true,
+                message: why.to_string(),
+            };
+            reporter.host_event(host, &note).await;
+        }
+        Some(why @ NotOurs::Unknown { .. }) => tracing::info!(%why, "nothing is reported yet"),
+        None => tracing::info!("this machine speaks for its Host"),
+    }
+}
+
 async fn write(
     api: &Api<Host>,
     reporter: &Reporter,
@@ -106,8 +146,7 @@ async fn write(
     let generation = host.metadata.generation.unwrap_or_default();
     let facts = report.facts.as_ref();
     let incarnation = report.incarnation.as_ref();
-    let identity =
-        facts.map(|facts| facts.machine_uuid.clone()).or(incarnation.map(|i| i.machine_uuid.clone()));
+    let identity = report.machine_uuid().map(str::to_owned);
     let past: Vec<PastIncarnation> =
         incarnation.map(|incarnation| incarnation.past.clone()).unwrap_or_default();
     let status = json!({

@@ -24,7 +24,7 @@ use serde_json::{Value, json};
 use vireo_crds::{
     condition::{self, ConditionValue, kind},
     meta::{GROUP, NODE_MANAGER, VERSION},
-    v1alpha1::{ActPhase, VirtualMachine, VirtualMachineAction},
+    v1alpha1::{ActPhase, Host, VirtualMachine, VirtualMachineAction},
 };
 
 use crate::metrics::{Metrics, WriteLabels};
@@ -202,6 +202,15 @@ impl Reporter {
             uid: Some(vm.uid.clone()),
             ..ObjectReference::default()
         };
+        self.publish(&regarding, note).await;
+    }
+
+    /// Tells people of something that happened to the host.
+    pub async fn host_event(&self, host: &Host, note: &EventNote) {
+        self.publish(&host.object_ref(&()), note).await;
+    }
+
+    async fn publish(&self, regarding: &ObjectReference, note: &EventNote) {
         let event = Event {
             type_: if note.warning { EventType::Warning } else { EventType::Normal },
             reason: note.reason.clone(),
@@ -209,12 +218,13 @@ impl Reporter {
             action: note.reason.clone(),
             secondary: None,
         };
-        if let Err(error) = tokio::time::timeout(API_TIMEOUT, self.recorder.publish(&event, &regarding))
+        if let Err(error) = tokio::time::timeout(API_TIMEOUT, self.recorder.publish(&event, regarding))
             .await
             .map_err(|_| "no answer".to_owned())
             .and_then(|r| r.map_err(|e| e.to_string()))
         {
-            tracing::debug!(vm = %vm.domain_name(), reason = note.reason, error, "an Event was not written");
+            let (kind, name) = (regarding.kind.as_deref(), regarding.name.as_deref());
+            tracing::debug!(kind, name, reason = note.reason, error, "an Event was not written");
         }
     }
 }

@@ -227,13 +227,7 @@ async fn go(
     ));
     tokio::spawn(until(
         &stop,
-        heartbeat::run(
-            options.client.clone(),
-            options.host.clone(),
-            incarnation.id.clone(),
-            watches,
-            metrics,
-        ),
+        heartbeat::run(options.client.clone(), Arc::clone(&objects), incarnation.clone(), watches, metrics),
     ));
     let eyes = Eyes {
         context: Arc::clone(&context),
@@ -310,6 +304,12 @@ async fn open_ledger(
                 report.send_if_modified(|report| {
                     report.ledger_fault.replace(error.to_string()) != Some(error.to_string())
                 });
+                // The fault is told only once it is known which machine this is.
+                if report.borrow().facts.is_none()
+                    && let Ok(facts) = options.driver.describe().await
+                {
+                    report.send_modify(|report| report.facts = Some(facts));
+                }
                 tokio::time::sleep(RETRY * 5).await;
             }
         }

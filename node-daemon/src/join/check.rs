@@ -27,6 +27,9 @@ pub struct CheckArgs {
     pub libvirt_uri: Option<String>,
 }
 
+/// The finding about the machine's UUID.
+const IDENTITY: &str = "identity";
+
 /// How much a finding matters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -102,6 +105,11 @@ pub fn hinders(findings: &[Finding]) -> bool {
     findings.iter().any(|finding| finding.level == Level::Error)
 }
 
+/// Whether the UUID of this machine stays the same when libvirt is started again.
+pub fn has_lasting_uuid(findings: &[Finding]) -> bool {
+    findings.iter().any(|finding| finding.subject == IDENTITY && finding.level == Level::Ok)
+}
+
 /// One line each, for people.
 pub fn text(findings: &[Finding]) -> String {
     let line = |finding: &Finding| {
@@ -172,7 +180,7 @@ fn shown(version: u32) -> String {
 /// By its UUID a machine that rebooted is told from another one. Where the firmware has none, libvirt makes up a new one
 /// each time it starts, unless it was given one.
 fn identity(root: &Path) -> Finding {
-    const NAME: &str = "identity";
+    const NAME: &str = IDENTITY;
     let read = |path: &str| std::fs::read_to_string(root.join(path)).unwrap_or_default();
     if !read("sys/class/dmi/id/product_uuid").trim().is_empty() {
         return Finding::ok(NAME, "the firmware has a UUID");
@@ -185,8 +193,9 @@ fn identity(root: &Path) -> Finding {
     }
     Finding::warning(
         NAME,
-        "the firmware has no UUID and libvirt was given none: after a reboot this looks like another machine, and \
-         its VMs wait until somebody confirms that they stopped",
+        "the firmware has no UUID and libvirt was given none: after a reboot this looks like another machine, which \
+         does not speak for its Host until an administrator clears status.identity of the Host, and its VMs wait until \
+         somebody confirms that they stopped",
         "write `host_uuid = \"...\"`, with a UUID made once, into /etc/libvirt/libvirtd.conf (or virtqemud.conf) \
          and restart libvirt",
     )

@@ -14,7 +14,10 @@ use kube::{
     Api, Client,
     api::{Patch, PatchParams},
 };
-use node_plan::xml::capabilities::machine;
+use node_plan::{
+    identity::{self, NotOurs},
+    xml::capabilities::machine,
+};
 use serde_json::json;
 use vireo_crds::{meta::NODE_MANAGER, v1alpha1::Host};
 
@@ -95,6 +98,9 @@ pub enum JoinError {
         /// Key of this machine.
         found: String,
     },
+    /// Another machine joined under this name and with this key.
+    #[error(transparent)]
+    OtherMachine(NotOurs),
     /// The API server refused.
     #[error("{what}: {source}")]
     Api {
@@ -133,6 +139,7 @@ impl JoinError {
             Self::Hindered(_)
             | Self::Content { .. }
             | Self::OtherKey { .. }
+            | Self::OtherMachine(_)
             | Self::Key { .. }
             | Self::Command { .. } => RetryClass::Rejected,
         }
@@ -173,7 +180,10 @@ pub async fn run(args: JoinArgs) -> Result<(), JoinError> {
 
     let key = config::ensure_key(&args.etc_dir)?;
     let fingerprint = config::fingerprint(&key);
-    pin(&client, &args.host, &fingerprint, &machine_uuid(&uri).await).await?;
+    // One that does not last is left for the daemon to find out: joining may start libvirt anew.
+    let lasting = check::has_lasting_uuid(&findings);
+    let machine_uuid = if lasting { machine_uuid(&uri).await } else { String::new() };
+    pin(&client, &args.host, &fingerprint, &machine_uuid).await?;
     println!(
         "key       {} (SHA-256 {fingerprint}), pinned in Host {}",
         args.etc_dir.join(config::KEY).display(),
@@ -225,7 +235,13 @@ async fn pin(client: &Client, name: &str, fingerprint: &str, machine_uuid: &str)
     let host = host.ok_or_else(|| JoinError::NoHost(name.into()))?;
     let pinned = host.status.as_ref().and_then(|status| status.identity.as_ref());
     match pinned {
-        Some(identity) if identity.public_key_sha256 == fingerprint => return Ok(()),
+        Some(identity) if identity.public_key_sha256 == fingerprint => {
+            // A copy has the key, too. What is not known here, the daemon finds out.
+            return match identity::ours(&host, Some(machine_uuid)) {
+                Ok(()) | Err(NotOurs::Unknown { .. }) => Ok(()),
+                Err(other @ NotOurs::OtherMachine { .. }) => Err(JoinError::OtherMachine(other)),
+            };
+        }
         Some(identity) if !identity.public_key_sha256.is_empty() => {
             return Err(JoinError::OtherKey {
                 host: name.into(),
