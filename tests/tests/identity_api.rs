@@ -4,13 +4,20 @@
 
 mod live;
 
-use std::{collections::BTreeMap, fmt::Write as _, path::PathBuf};
+use std::{
+    collections::BTreeMap,
+    fmt::Write as _,
+    path::PathBuf,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context, Result, ensure};
 use http::{Method, Request, StatusCode};
 use k8s_openapi::{
     api::{
+        coordination::v1::Lease,
         core::v1::Secret,
+        events::v1::Event,
         rbac::v1::{PolicyRule, RoleBinding},
     },
     apimachinery::pkg::apis::meta::v1::APIResourceList,
@@ -28,7 +35,10 @@ use system_tests::{
     wait::until,
 };
 use tokio::sync::OnceCell;
-use vireo_crds::v1alpha1::VirtualMachine;
+use vireo_crds::{
+    meta::HOSTS_NAMESPACE,
+    v1alpha1::{Host, VirtualMachine},
+};
 
 const OWN: &str = "host1";
 const OTHER: &str = "host2";
@@ -435,5 +445,81 @@ spec:
 
         server.admin(["-n", "vault", "delete", "vvm", "--all", "--timeout=60s"])?;
         until_readable(server, "host2", &[]).await
+    })
+}
+
+/// What the copy of a host must leave alone: machine, life, attestation and holder of the Lease.
+#[derive(Debug, PartialEq)]
+struct Said {
+    machine: Option<String>,
+    incarnation: Option<String>,
+    attested: Option<String>,
+    holder: Option<String>,
+}
+
+async fn said(fleet: &Fleet) -> Result<Said> {
+    let host = Api::<Host>::all(fleet.admin.clone()).get(OWN).await?;
+    let lease = Api::<Lease>::namespaced(fleet.admin.clone(), HOSTS_NAMESPACE).get(OWN).await?;
+    let status = host.status.context("no status")?;
+    Ok(Said {
+        machine: status.identity.map(|identity| identity.machine_uuid),
+        incarnation: status.incarnation,
+        attested: status.attestation.map(|attestation| attestation.incarnation),
+        holder: lease.spec.and_then(|spec| spec.holder_identity),
+    })
+}
+
+/// Watches for a while that everything said of the host stays the same.
+async fn stays(fleet: &Fleet, before: &Said, what: &str) -> Result<()> {
+    let until = Instant::now() + Duration::from_secs(8);
+    while Instant::now() < until {
+        let now = said(fleet).await?;
+        ensure!(now == *before, "{what}: {before:?} became {now:?}");
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    Ok(())
+}
+
+#[test]
+fn only_the_machine_a_host_is_tied_to_speaks_for_it() -> Result<()> {
+    const COPY: &str = "machine-of-the-copy";
+    live::run("only_the_machine_a_host_is_tied_to_speaks_for_it", async {
+        let server: &'static ApiServer = Box::leak(Box::new(start_with_chart()?));
+        let mut fleet = Fleet::start_at(server, 1, &MemoryConfig::default()).await?;
+        fleet.attested().await?;
+        let before = said(&fleet).await?;
+        ensure!(before.incarnation.is_some() && before.holder == before.incarnation, "{before:?}");
+        ensure!(before.attested == before.incarnation, "{before:?}");
+
+        let mut copy = fleet.nodes[0].copy(server, COPY).await?;
+        stays(&fleet, &before, "with a copy beside the host").await?;
+        // Nobody speaks for the host now but its copy.
+        fleet.nodes[0].stop(Stop::Kill).await?;
+        stays(&fleet, &before, "with the copy alone").await?;
+        until("an Event names the copy", LIMIT, || async {
+            let events = Api::<Event>::all(fleet.admin.clone()).list(&ListParams::default()).await?;
+            let names = |event: &Event| {
+                event.regarding.as_ref().is_some_and(|of| of.kind.as_deref() == Some("Host"))
+                    && event.note.as_ref().is_some_and(|note| note.contains(COPY))
+            };
+            ensure!(events.iter().any(names), "{} Events", events.items.len());
+            Ok(())
+        })
+        .await?;
+
+        // The original is gone for good, and the copy takes its place.
+        fleet.nodes[0].machine.cut_power();
+        let untie = Patch::Merge(json!({"status": {"identity": null}}));
+        let hosts: Api<Host> = Api::all(fleet.admin.clone());
+        hosts.patch_status(OWN, &PatchParams::default(), &untie).await?;
+        until("the copy speaks for the host", LIMIT, || async {
+            let now = said(&fleet).await?;
+            ensure!(now.machine.as_deref() == Some(COPY), "{now:?}");
+            ensure!(now.incarnation.is_some() && now.incarnation != before.incarnation, "{now:?}");
+            ensure!(now.holder == now.incarnation && now.attested == now.incarnation, "{now:?}");
+            Ok(())
+        })
+        .await?;
+        copy.stop(Stop::Term).await
     })
 }

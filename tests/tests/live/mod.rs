@@ -2,7 +2,7 @@
 //! so that it can be stopped as SIGTERM does, or killed. The hosts in memory live on without their daemons.
 #![allow(dead_code, reason = "each test binary uses its own part of this")]
 
-use std::{collections::BTreeMap, future::Future, io::Write as _, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, fs, future::Future, io::Write as _, path::Path, sync::Arc, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 use controller::{
@@ -142,6 +142,7 @@ pub struct Node {
     /// Where the machine's own clockwork turns.
     clockwork: Option<Runtime>,
     dir: tempfile::TempDir,
+    boot_id: String,
     daemon: Option<(Runtime, Daemon)>,
     tally: Tally,
 }
@@ -163,6 +164,26 @@ impl Node {
             machine,
             clockwork: Some(clockwork),
             dir: tempfile::tempdir()?,
+            boot_id: format!("boot-of-{name}"),
+            daemon: None,
+            tally: Tally::default(),
+        };
+        node.start(server).await?;
+        Ok(node)
+    }
+
+    /// Boots another machine from a copy of this one's disk: it has the name, the key and the ledger, and no guests.
+    pub async fn copy(&self, server: &ApiServer, machine_uuid: &str) -> Result<Self> {
+        let clockwork = runtime()?;
+        let machine = MemoryConfig { machine_uuid: machine_uuid.into(), ..MemoryConfig::default() };
+        let dir = tempfile::tempdir()?;
+        copy_dir(&self.state_dir(), &dir.path().join("state"))?;
+        let mut node = Self {
+            name: self.name.clone(),
+            machine: MemoryHost::new(machine, clockwork.handle().clone()),
+            clockwork: Some(clockwork),
+            dir,
+            boot_id: format!("boot-of-{machine_uuid}"),
             daemon: None,
             tally: Tally::default(),
         };
@@ -189,7 +210,7 @@ impl Node {
                 state_dir: self.dir.path().join("state"),
                 run_dir: self.dir.path().join("run"),
                 libvirt_tpm_dir: self.dir.path().join("swtpm"),
-                boot_id: Some(format!("boot-of-{}", self.name)),
+                boot_id: Some(self.boot_id.clone()),
                 public_key_sha256: "0".repeat(64),
                 http: None,
                 watch_seconds: node_daemon::watch::WATCH_SECONDS,
@@ -232,6 +253,20 @@ impl Node {
     pub fn sent(&self) -> Counts {
         self.tally.counts()
     }
+}
+
+fn copy_dir(from: &Path, to: &Path) -> Result<()> {
+    fs::create_dir_all(to)?;
+    for entry in fs::read_dir(from)? {
+        let entry = entry?;
+        let to = to.join(entry.file_name());
+        if entry.file_type()?.is_dir() {
+            copy_dir(&entry.path(), &to)?;
+        } else {
+            fs::copy(entry.path(), to)?;
+        }
+    }
+    Ok(())
 }
 
 /// What a failed test leaves.
