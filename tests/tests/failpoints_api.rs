@@ -20,7 +20,7 @@ use futures::future::{join_all, try_join_all};
 use k8s_openapi::api::{coordination::v1::Lease, core::v1::Secret, rbac::v1::Role};
 use kube::{
     Api, Client, ResourceExt,
-    api::{ObjectMeta, PostParams},
+    api::{DeleteParams, ObjectMeta, PostParams},
 };
 use live::{Fleet, LIMIT, run, show};
 use node_daemon::{host::memory::MemoryConfig, step_names::STEP_NAMES};
@@ -71,7 +71,8 @@ const DAEMON_HANGS: [&str; 4] = [
 ];
 
 /// Writes of the controller to the API server.
-const CONTROLLER_WRITES: [&str; 18] = [
+const CONTROLLER_WRITES: [&str; 19] = [
+    "api:APPLY affinitygroups/status",
     "api:APPLY disks/status",
     "api:APPLY hostclusters/status",
     "api:APPLY hosts/status",
@@ -483,9 +484,28 @@ fn the_controller_dies_at_every_point() -> Result<()> {
     })
 }
 
-/// A network, a storage domain and an affinity group of their own for each life: their statuses are written when they are new, and hardly
-/// ever again.
+/// A Host that is made and deleted again before it joins: while it is there, no VM is placed.
+async fn comes_and_goes(client: &Client, name: &str) -> Result<()> {
+    let hosts: Api<Host> = Api::all(client.clone());
+    let spec = HostSpec { cluster: "default".into(), address: None, schedulable: true };
+    hosts.create(&PostParams::default(), &Host::new(name, spec)).await.context("create a Host")?;
+    until("the Host has its finalizer", LIMIT, || async {
+        ensure!(!hosts.get(name).await?.finalizers().is_empty(), "it has none");
+        Ok(())
+    })
+    .await?;
+    hosts.delete(name, &DeleteParams::default()).await?;
+    until("the Host is gone", LIMIT, || async {
+        ensure!(hosts.get_opt(name).await?.is_none(), "it is there");
+        Ok(())
+    })
+    .await
+}
+
+/// A Host, a network, a storage domain and an affinity group of their own for each life: they are written when they are
+/// new, and hardly ever again.
 async fn surroundings(client: &Client, number: usize) -> Result<()> {
+    comes_and_goes(client, &format!("spare{number}")).await?;
     let network: Network = serde_json::from_value(json!({
         "apiVersion": "vireo.dev/v1alpha1", "kind": "Network", "metadata": {"name": format!("nat{number}")},
         "spec": {"nat": {"cidr": format!("10.89.{number}.0/24"), "dhcp": {}}},
