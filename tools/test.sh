@@ -110,6 +110,8 @@ decisions() {
   suite unit "decisions, goldens, parsers, executors" unit_tests
   suite sim "both planners under faults, in simulated histories" cargo_test --test histories -- --nocapture
   suite model "both planners in every history of a small fleet" cargo_test --test explore -- --nocapture
+  suite mutations "both of them notice when a guard of the protocol is taken away" \
+    cargo_test --features simulation/mutations,system-model/mutations --test mutations -- --nocapture
   suite faulty-api "parts on an API server that delays, refuses, forgets and stalls" system_tests faulty_api -- --nocapture
   suite fleet-api "50 hosts and 300 VMs: writes, silence, nothing left" system_tests fleet_api -- --nocapture
   by_hand fuzz "every reader of what others wrote, with random input, 15 s each" tools/fuzz.sh

@@ -238,7 +238,7 @@ const SAME_NAME: &[Scene] = &[
     Scene::Rest(8),
     Scene::Delete,
     Scene::Arrive,
-    Scene::Rest(4),
+    Scene::Rest(1),
 ];
 
 fn removals() -> Vec<Removal> {
@@ -251,6 +251,7 @@ fn removals() -> Vec<Removal> {
         node("ledger release check removed", &[Node::Released]),
         Removal {
             prelude: ABANDONED_GRANT,
+            disks: Some(false),
             ..node("a grant found in a list is accepted", &[Node::ListedGrant])
         },
         Removal {
