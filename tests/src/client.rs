@@ -4,19 +4,23 @@ use std::time::Duration;
 
 use anyhow::Result;
 use hyper_util::{client::legacy, rt::TokioExecutor};
-use kube::{Client, Config, client::ConfigExt};
-use tower::{BoxError, ServiceBuilder};
+use kube::{
+    Client, Config,
+    client::{ConfigExt, retry::RetryPolicy},
+};
+use tower::{BoxError, ServiceBuilder, retry::RetryLayer};
 
 /// The API server closes an idle connection after 90 s, and kube's own client keeps one just as long: a request sent
-/// at that moment is lost. Who tests sends each request once, so his connections must go first.
+/// at that moment is lost. So the connections of a test go first.
 const KEEP_IDLE: Duration = Duration::from_secs(30);
 
-/// A client that tries nothing again, so that a test sees what the server said.
+/// kube's own client but for its idle connections: it asks again what the server was too busy to answer.
 pub fn client(config: &Config) -> Result<Client> {
     let connector = config.rustls_https_connector()?;
     let pool = legacy::Client::builder(TokioExecutor::new()).pool_idle_timeout(KEEP_IDLE).build(connector);
     let service = ServiceBuilder::new()
         .layer(config.base_uri_layer())
+        .layer(RetryLayer::new(RetryPolicy::server_retry()))
         .option_layer(config.auth_layer()?)
         .layer(config.extra_headers_layer()?)
         .map_err(BoxError::from)
