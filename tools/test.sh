@@ -103,17 +103,17 @@ servers() {
   lane=3
   suite standalone "the API server, for real" standalone/go.sh test -vet=off -count=1 -timeout 900s -v ./...
   suite api "against the real API server" system_tests schema_api identity_api kubectl_api writes_api orders_api compatibility_api
-  suite fail-points "both parts killed before and after each thing they do" system_tests failpoints_api -- --nocapture
 }
 decisions() {
   lane=2
   suite unit "decisions, goldens, parsers, executors" unit_tests
   suite sim "both planners under faults, in simulated histories" cargo_test --test histories -- --nocapture
   suite model "both planners in every history of a small fleet" cargo_test --test explore -- --nocapture
-  suite mutations "both of them notice when a guard of the protocol is taken away" \
-    cargo_test --features simulation/mutations,system-model/mutations --test mutations -- --nocapture
   suite faulty-api "parts on an API server that delays, refuses, forgets and stalls" system_tests faulty_api -- --nocapture
   suite fleet-api "50 hosts and 300 VMs: writes, silence, nothing left" system_tests fleet_api -- --nocapture
+  suite fail-points "both parts killed before and after each thing they do" system_tests failpoints_api -- --nocapture
+  by_hand mutations "model and simulation notice each guard taken away; compiles both planners anew, some minutes" \
+    cargo_test --features simulation/mutations,system-model/mutations --test mutations -- --nocapture
   by_hand fuzz "every reader of what others wrote, with random input, 15 s each" tools/fuzz.sh
 }
 decisions & servers & guests &
