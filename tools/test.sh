@@ -111,7 +111,8 @@ decisions() {
   suite model "both planners in every history of a small fleet" cargo_test --test explore -- --nocapture
   suite faulty-api "parts on an API server that delays, refuses, forgets and stalls" system_tests faulty_api -- --nocapture
   suite fleet-api "50 hosts and 300 VMs: writes, silence, nothing left" system_tests fleet_api -- --nocapture
-  suite fail-points "both parts killed before and after each thing they do" system_tests failpoints_api -- --nocapture
+  by_hand fail-points "both parts killed before and after each thing they do, on a machine with nothing else to do" \
+    system_tests failpoints_api -- --nocapture
   by_hand mutations "model and simulation notice each guard taken away; compiles both planners anew, some minutes" \
     cargo_test --features simulation/mutations,system-model/mutations --test mutations -- --nocapture
   by_hand fuzz "every reader of what others wrote, with random input, 15 s each" tools/fuzz.sh
