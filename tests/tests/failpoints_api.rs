@@ -228,10 +228,12 @@ impl Node {
 
     /// Whether the running guest's domain is as it was started.
     fn unchanged(&self, uid: &str) -> Result<()> {
-        let guest =
-            self.machine()?.pointer(&format!("/guests/{uid}")).map(Value::to_string).unwrap_or_default();
-        let changes = ["startedWith", "startedIn", "lifecycle.onPoweroff", r#""metadata":null"#];
-        ensure!(!changes.iter().any(|change| guest.contains(change)), "{guest}");
+        let machine = self.machine()?;
+        let domain = machine.pointer(&format!("/guests/{uid}/facts/domain/present")).context("no domain")?;
+        ensure!(domain.get("metadata").is_some_and(Value::is_object), "nothing ties it to its VM: {domain}");
+        let text = domain.to_string();
+        let changes = ["startedWith", "startedIn", "lifecycle.onPoweroff"];
+        ensure!(!changes.iter().any(|change| text.contains(change)), "{text}");
         Ok(())
     }
 }

@@ -238,7 +238,7 @@ const SAME_NAME: &[Scene] = &[
     Scene::Rest(8),
     Scene::Delete,
     Scene::Arrive,
-    Scene::Rest(1),
+    Scene::Rest(4),
 ];
 
 fn removals() -> Vec<Removal> {
