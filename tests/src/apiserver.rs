@@ -13,13 +13,14 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail, ensure};
-use kube::{
-    Client, Config,
-    config::{KubeConfigOptions, Kubeconfig},
-};
+use kube::{Client, Config, config::Kubeconfig};
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::{client::client, root, wait::until_blocking};
+use crate::{
+    client::{client, config},
+    root,
+    wait::until_blocking,
+};
 
 const START_LIMIT: Duration = Duration::from_secs(90);
 
@@ -223,9 +224,7 @@ impl ApiServer {
 
     /// What a client needs that speaks as `user`.
     pub async fn config(&self, user: User<'_>) -> Result<Config> {
-        let kubeconfig = Kubeconfig::read_from(self.kubeconfig())?;
-        let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?;
-        Ok(speak_as(config, user))
+        Ok(speak_as(config(&self.kubeconfig()).await?, user))
     }
 
     /// Process id; none while it is stopped.

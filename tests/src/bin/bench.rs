@@ -11,12 +11,14 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use kube::{
-    Api, Config,
+    Api,
     api::{ListParams, PostParams},
-    config::{KubeConfigOptions, Kubeconfig},
 };
 use serde_json::Value;
-use system_tests::lab::{BOOT_LIMIT, Lab};
+use system_tests::{
+    client::{client, config},
+    lab::{BOOT_LIMIT, Lab},
+};
 use vireo_crds::v1alpha1::VirtualMachine;
 
 const PAIRS: usize = 20;
@@ -158,11 +160,10 @@ fn serial_log(uid: &str) -> String {
 /// Creates a VM by one request, without kubectl's own start-up in the measure; when the request was sent.
 fn create(lab: &Lab, manifest: &str) -> Result<Instant> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let kubeconfig = Kubeconfig::read_from(lab.kubeconfig())?;
     let vm: VirtualMachine = serde_saphyr::from_str(manifest)?;
     runtime.block_on(async {
-        let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?;
-        let api: Api<VirtualMachine> = Api::namespaced(system_tests::client::client(&config)?, "default");
+        let client = client(&config(&lab.kubeconfig()).await?)?;
+        let api: Api<VirtualMachine> = Api::namespaced(client, "default");
         // Opens the connection, which a user's session has open too.
         api.list(&ListParams::default().limit(1)).await?;
         let started = Instant::now();

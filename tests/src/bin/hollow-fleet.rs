@@ -5,9 +5,12 @@ use std::{path::PathBuf, time::Duration};
 use anyhow::Result;
 use clap::Parser;
 use node_daemon::telemetry::{self, LogFormat};
-use system_tests::fleet::{
-    hollow::{HollowConfig, HollowFleet},
-    process::{admin, serve},
+use system_tests::{
+    client::config,
+    fleet::{
+        hollow::{HollowConfig, HollowFleet},
+        process::serve,
+    },
 };
 
 #[derive(Parser)]
@@ -24,6 +27,6 @@ struct Arguments {
 async fn main() -> Result<()> {
     let arguments = Arguments::parse();
     telemetry::init(LogFormat::Text);
-    let (_, config) = admin(&arguments.kubeconfig).await?;
+    let config = config(&arguments.kubeconfig).await?;
     serve(HollowFleet::new(HollowConfig::new(config, Duration::from_millis(arguments.boot_ms)))?).await
 }

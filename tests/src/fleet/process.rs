@@ -4,7 +4,6 @@
 use std::{io::Write as _, path::Path, process::Stdio};
 
 use anyhow::{Context, Result, bail};
-use kube::Client;
 use serde::{Deserialize, Serialize};
 use tokio::{
     io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines},
@@ -12,7 +11,7 @@ use tokio::{
 };
 
 use super::hollow::HollowFleet;
-use crate::{client::client, requests::Counts};
+use crate::requests::Counts;
 
 /// What the fleet is told to do.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -159,11 +158,4 @@ impl FleetProcess {
     pub fn pid(&self) -> Option<u32> {
         self.child.id()
     }
-}
-
-/// A client as the administrator of this kubeconfig, and its configuration.
-pub async fn admin(kubeconfig: &Path) -> Result<(Client, kube::Config)> {
-    let kubeconfig = kube::config::Kubeconfig::read_from(kubeconfig)?;
-    let config = kube::Config::from_custom_kubeconfig(kubeconfig, &Default::default()).await?;
-    Ok((client(&config)?, config))
 }

@@ -11,7 +11,7 @@ use anyhow::{Context, Result, ensure};
 use kube::{Client, config::Kubeconfig};
 use serde::{Deserialize, Serialize};
 
-use super::process::{FleetProcess, Order, admin};
+use super::process::{FleetProcess, Order};
 use crate::{
     apiserver::{ApiServer, User, start_with_chart},
     requests::{Counts, since, writes},
@@ -104,7 +104,7 @@ impl Site {
         let kubeconfig = logs.join("controller.kubeconfig");
         as_controller(&server.kubeconfig(), &kubeconfig)?;
         let controller = controller(&kubeconfig, &logs)?;
-        let (admin, _) = admin(&server.kubeconfig()).await?;
+        let admin = server.client(User::Admin).await?;
         let binary = beside("hollow-fleet")?;
         let log = File::create(logs.join("fleet.log"))?;
         let fleet = FleetProcess::start(&binary, &server.kubeconfig(), boot_ms, log).await?;

@@ -8,14 +8,11 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 use http::Request;
-use kube::{
-    Client, Config,
-    config::{KubeConfigOptions, Kubeconfig},
-};
+use kube::Client;
 use serde_json::Value;
 use tokio::runtime::{Builder, Runtime};
 
-use crate::client::client;
+use crate::client::{client, config};
 
 /// A server that was killed must be noticed while a test waits for it.
 const ANSWER_LIMIT: Duration = Duration::from_secs(10);
@@ -60,9 +57,7 @@ impl Objects {
         if let Some(client) = kept {
             return Ok(client);
         }
-        let kubeconfig = Kubeconfig::read_from(&self.kubeconfig)?;
-        let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?;
-        let client = client(&config)?;
+        let client = client(&config(&self.kubeconfig).await?)?;
         *self.client.lock().unwrap_or_else(PoisonError::into_inner) = Some(client.clone());
         Ok(client)
     }
